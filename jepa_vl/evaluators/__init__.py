@@ -1,0 +1,1 @@
+"""Evaluators on frozen features; the loop, or a command, decides when they run."""

@@ -1,0 +1,50 @@
+"""Pooled features of data sets, from any encoder."""
+
+from collections.abc import Callable, Iterable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from jepa_vl.models.vit import ViT
+from jepa_vl.sharding import batch_sharding, replicated
+from jepa_vl.shapes import Array, PyTree
+
+# (encoder parameters, images [B, H, W, 3]) -> [B, D] float32
+Encode = Callable[[PyTree, Array], Array]
+
+
+def make_encode(encoder: ViT, mesh: Mesh) -> Encode:
+    """Compiles average pooling over all patches of the final layer, after its LayerNorm."""
+
+    def encode(params: PyTree, images: Array) -> Array:
+        return jnp.mean(encoder.apply({"params": params}, images), axis=1)
+
+    return jax.jit(
+        encode, in_shardings=(None, batch_sharding(mesh)), out_shardings=replicated(mesh)
+    )
+
+
+def pooled(encode: Encode, params: PyTree, images: Iterable[Array], valid: Iterable[Array]) -> Array:
+    """Features of all valid images: float32 [n, D], in order.
+
+    Args:
+      encode: see :func:`make_encode`.
+      params: parameters of the encoder.
+      images: batches, uint8 [b, H, W, 3], all of one size.
+      valid: bool [b] for each, False for padding.
+    """
+    parts = [np.asarray(encode(params, x))[v] for x, v in zip(images, valid, strict=True)]
+    return np.concatenate(parts)
+
+
+def pixels(images: Array, size: int = 16) -> Array:
+    """The floor: raw pixels, uint8 [n, H, W, 3] -> float32 [n, size * size * 3], box-averaged."""
+    n, height, width, _ = images.shape
+    rows = np.arange(size + 1) * height // size
+    columns = np.arange(size + 1) * width // size
+    x = np.add.reduceat(images.astype(np.float32), rows[:-1], axis=1)
+    x = np.add.reduceat(x, columns[:-1], axis=2)
+    area = np.diff(rows)[:, None] * np.diff(columns)[None, :]
+    return (x / area[..., None]).reshape(n, -1)

@@ -1,0 +1,52 @@
+"""Text towers: token ids of captions -> word embeddings [B, N, S, E]."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from jepa_vl.models.layers import NORMAL, Block, LayerNorm
+from jepa_vl.schema import TextConfig
+from jepa_vl.shapes import Array, check_shape
+
+
+class HashedText(nn.Module):
+    """The built-in tower: hashed word pieces, learned positions, a few blocks. Trained with the model.
+
+    It needs no download and no vocabulary file. It is no substitute for a pretrained tower: captions
+    in which a word is new tell it nothing about that word.
+    """
+
+    config: TextConfig
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, word_ids: Array, word_mask: Array) -> Array:
+        """Embeds captions.
+
+        Args:
+          word_ids: int32 [B, N, S], 0 = padding.
+          word_mask: bool [B, N, S].
+
+        Returns:
+          [B, N, S, E] float32, after a LayerNorm.
+        """
+        c = self.config
+        sizes = check_shape("word_ids", word_ids, "B N S", S=c.words)
+        check_shape("word_mask", word_mask, "B N S", **sizes)
+        b, n, s = word_ids.shape
+        embedding = self.param("word_embedding", NORMAL, (c.vocabulary, c.width))
+        position = self.param("word_position", NORMAL, (c.words, c.width))
+        x = (embedding[word_ids] + position).reshape(b * n, s, c.width)
+        for i in range(c.depth):
+            block = Block(c.heads, 4 * c.width, self.dtype, name=f"block_{i}")
+            x = block(x, word_mask.reshape(b * n, s))
+        return LayerNorm(name="norm")(x).reshape(b, n, s, c.width)
+
+
+TOWERS = {"hashed": HashedText}
+
+
+def build(config: TextConfig, dtype: Any = jnp.float32) -> nn.Module:
+    """The text tower of a resolved configuration."""
+    return TOWERS[config.kind](config, dtype)

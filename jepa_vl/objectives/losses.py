@@ -1,0 +1,57 @@
+"""Distances between predictions and targets, and the regularisers of TC-JEPA."""
+
+import jax.numpy as jnp
+import optax
+
+from jepa_vl.models import fast
+from jepa_vl.models.conditioner import Reading
+from jepa_vl.shapes import Array
+
+
+def l2(prediction: Array, target: Array) -> Array:
+    """Euclidean norm of the error of each token, not its square (TC-JEPA Eq. 1): [..., D] -> [...]."""
+    return fast.safe_norm(prediction - target)
+
+
+def smooth_l1(prediction: Array, target: Array) -> Array:
+    """Smooth L1 (beta = 1), mean over channels, as in I-JEPA's code: [..., D] -> [...]."""
+    return jnp.mean(optax.huber_loss(prediction, target, delta=1.0), axis=-1)
+
+
+DISTANCES = {"l2": l2, "smooth_l1": smooth_l1}
+
+
+def masked_mean(x: Array, valid: Array | None) -> Array:
+    """Mean of x [...] where valid (bool, of x's shape); over everything if valid is None."""
+    if valid is None:
+        return jnp.mean(x)
+    weight = jnp.broadcast_to(valid, x.shape).astype(x.dtype)
+    return jnp.sum(x * weight) / jnp.maximum(jnp.sum(weight), 1.0)
+
+
+def sparsity_terms(
+    reading: Reading, caption_mask: Array, token_valid: Array | None = None
+) -> tuple[Array, Array]:
+    """L_sparse and L_consistency of TC-JEPA, each an average over an image's captions.
+
+    Sums over words (padding is 0 already), then means over layers, over context and target tokens of all
+    block copies, over the captions that an image has (the 1 / N of the total), over images.
+
+    Args:
+      reading: similarity float32 [L, B, M, T, N, S].
+      caption_mask: bool [B, N].
+      token_valid: optional bool [B, M, T].
+
+    Returns:
+      Two scalars. Images without captions contribute 0 and count in the mean.
+    """
+    o = reading.similarity
+    deviation = fast.absolute(o - jnp.mean(o, axis=0, keepdims=True))
+    captions = caption_mask.astype(o.dtype)
+    share = captions / jnp.maximum(jnp.sum(captions, axis=-1, keepdims=True), 1.0)
+
+    def average(x: Array) -> Array:
+        per_token = jnp.einsum("lbmtns,bn->bmt", x, share) / x.shape[0]
+        return masked_mean(per_token, token_valid)
+
+    return average(o), average(deviation)

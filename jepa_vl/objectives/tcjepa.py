@@ -1,0 +1,112 @@
+"""TC-JEPA (arXiv 2605.03245), and I-JEPA (arXiv 2301.08243) as the same road without a conditioner."""
+
+import jax
+import jax.numpy as jnp
+
+from jepa_vl.config import Config, reads_text
+from jepa_vl.models import predictor, text, vit
+from jepa_vl.models.conditioner import Reading, Words
+from jepa_vl.objectives import losses
+from jepa_vl.objectives.base import Batch, encode_targets, register, target_spread
+from jepa_vl.shapes import Array, PyTree
+
+
+@register("ijepa")
+@register("tcjepa")
+class TCJepa:
+    """L = L_predict + lambda / N sum L_sparse + beta / N sum L_consistency; the regularisers ramped.
+
+    Parameters: ``encoder`` (the EMA target follows it), ``predictor`` with its conditioners, ``text``.
+    """
+
+    def __init__(self, config: Config):
+        """Builds the modules of a resolved configuration; allocates nothing."""
+        dtype = jnp.dtype(config.train.dtype)
+        self.config = config
+        self.reads_text = reads_text(config)
+        self.encoder = vit.build(config.encoder, dtype)
+        self.predictor = predictor.Predictor(
+            grid=config.encoder.grid,
+            out_width=config.encoder.width,
+            config=config.predictor,
+            conditioner=config.conditioner,
+            similarity=config.loss.regulariser,
+            dtype=dtype,
+        )
+        self.text = text.build(config.text, dtype)
+        self.distance = losses.DISTANCES[config.loss.distance]
+
+    def init(self, rng: Array, batch: Batch) -> PyTree:
+        """Parameters, float32: {encoder, predictor} and, where captions are read, {text}."""
+        keys = jax.random.split(rng, 3)
+        images, ctx_idx, tgt_idx = batch["image"], batch["ctx_idx"], batch["tgt_idx"]
+        params = {"encoder": self.encoder.init(keys[0], images)["params"]}
+        words = None
+        if self.reads_text:
+            ids, mask = batch["word_ids"], batch["word_mask"]
+            states, variables = self.text.init_with_output(keys[2], ids, mask)
+            params["text"] = variables["params"]
+            words = Words(states, mask, batch["caption_mask"])
+        context = jnp.zeros((*ctx_idx.shape, self.config.encoder.width))
+        variables = self.predictor.init(keys[1], context, ctx_idx, tgt_idx, words)
+        return params | {"predictor": variables["params"]}
+
+    def target_of(self, params: PyTree) -> PyTree:
+        """The encoder."""
+        return params["encoder"]
+
+    def loss(
+        self, params: PyTree, target: PyTree, frozen: PyTree, batch: Batch, rng: Array, ramp: Array
+    ) -> tuple[Array, dict[str, Array], PyTree]:
+        """See :class:`jepa_vl.objectives.base.Objective`; aux: prediction, targets, reading."""
+        del frozen, rng  # neither dropout nor frozen towers here
+        ctx_valid, tgt_valid = batch.get("ctx_valid"), batch.get("tgt_valid")
+        targets = encode_targets(self.encoder, target, batch["image"], batch["tgt_idx"])
+        context = self.encoder.apply(
+            {"params": params["encoder"]}, batch["image"], batch["ctx_idx"], ctx_valid
+        )
+        words = self.words(params, batch) if self.reads_text else None
+        prediction, reading = self.predictor.apply(
+            {"params": params["predictor"]},
+            context, batch["ctx_idx"], batch["tgt_idx"], words, ctx_valid, tgt_valid,
+        )  # fmt: skip
+        predict = losses.masked_mean(self.distance(prediction, targets), tgt_valid)
+        metrics = {"loss/predict": predict, "target_std": target_spread(targets)}
+        total = predict
+        if reading is not None:
+            valid = _token_valid(ctx_valid, tgt_valid)
+            sparse, consistency = losses.sparsity_terms(reading, batch["caption_mask"], valid)
+            metrics |= {"loss/sparse": sparse, "loss/consistency": consistency}
+            metrics |= reading_metrics(reading, batch)
+            if self.config.loss.regulariser != "off":
+                weights = self.config.loss.sparse, self.config.loss.consistency
+                total = total + ramp * (weights[0] * sparse + weights[1] * consistency)
+        metrics["loss"] = total
+        return total, metrics, {"prediction": prediction, "targets": targets, "reading": reading}
+
+    def words(self, params: PyTree, batch: Batch) -> Words:
+        """Embeds the captions of a batch."""
+        states = self.text.apply({"params": params["text"]}, batch["word_ids"], batch["word_mask"])
+        return Words(states, batch["word_mask"], batch["caption_mask"])
+
+
+def _token_valid(ctx_valid: Array | None, tgt_valid: Array | None) -> Array | None:
+    if ctx_valid is None or tgt_valid is None:
+        return None
+    b, m, _ = tgt_valid.shape
+    copies = jnp.broadcast_to(ctx_valid[:, None], (b, m, ctx_valid.shape[-1]))
+    return jnp.concatenate([copies, tgt_valid], axis=-1)
+
+
+def reading_metrics(reading: Reading, batch: Batch) -> dict[str, Array]:
+    """Is the text read? Share of (layer, token, caption) with O = 0, and the attention's entropy."""
+    k = batch["ctx_idx"].shape[-1]
+    caption = batch["caption_mask"][None, :, None, None, :]
+    dead = jnp.all(reading.similarity == 0, axis=-1).astype(jnp.float32)
+    context, target = dead[:, :, :, :k], dead[:, :, :, k:]
+    return {
+        "dead_share": losses.masked_mean(dead, caption),
+        "dead_share/context": losses.masked_mean(context, caption),
+        "dead_share/target": losses.masked_mean(target, caption),
+        "attention_entropy": losses.masked_mean(reading.entropy, caption),
+    }

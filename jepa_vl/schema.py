@@ -1,0 +1,228 @@
+"""The configuration schema: every key with its type, default and one line of documentation.
+
+What the values mean, and which are refused, stands in :mod:`jepa_vl.config`.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+# width, depth, heads, hidden width of the MLP (I-JEPA's public code; "g" has ratio 48/11).
+VARIANTS: dict[str, tuple[int, int, int, int]] = {
+    "Ti": (192, 12, 3, 768),
+    "S": (384, 12, 6, 1536),
+    "B": (768, 12, 12, 3072),
+    "L": (1024, 24, 16, 4096),
+    "H": (1280, 32, 16, 5120),
+    "g": (1408, 40, 16, 6144),
+}
+
+
+def key(default: Any, doc: str) -> Any:
+    """A configuration key: its default and one line of documentation."""
+    return dataclasses.field(default=default, metadata={"doc": doc})
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where images and captions come from, and how they are read."""
+
+    kind: str = key(
+        "shapes_world",
+        "source: shapes_world (built in), tar (WebDataset) or folder (captions.jsonl)",
+    )
+    path: str = key("", "folder of the source; unused by shapes_world")
+    train_size: int = key(20_000, "shapes_world: number of distinct training scenes")
+    caption_keys: tuple = key(
+        ("captions", "caption"), "JSON keys that hold the captions: a list or a string"
+    )
+    label_key: str = key("label", "JSON key that holds the class name; it may be absent")
+    crop_scale: tuple = key((0.3, 1.0), "area range of the random resized crop")
+    crop_ratio: tuple = key((0.75, 4 / 3), "aspect-ratio range (width / height) of the crop")
+    holdout: float = key(
+        0.05, "share of the images held out for evaluation when eval.path is not given"
+    )
+    workers: int = key(1, "data worker processes; 0 loads in the training process")
+    prefetch: int = key(4, "batches that each worker holds ready")
+    threads: int = key(4, "reading threads when workers = 0")
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """Captions as arrays, and the tower that embeds them."""
+
+    kind: str = key("hashed", "text tower: hashed (built in, trained with the model)")
+    captions: int = key(4, "N, captions drawn an image and step, without replacement")
+    words: int = key(16, "S, tokens a caption; longer ones are cut")
+    vocabulary: int = key(8192, "rows of the hashed word-piece embedding")
+    width: int = key(128, "E, width of a word embedding")
+    depth: int = key(1, "transformer blocks over the words of a caption")
+    heads: int = key(4, "attention heads of those blocks")
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """The vision transformer that is trained and exported."""
+
+    variant: str = key("", "Ti, S, B, L, H or g; empty: width, depth, heads and mlp_width as given")
+    image_size: int = key(224, "side of the square input, pixels")
+    patch_size: int = key(16, "side of a patch, pixels")
+    width: int = key(0, "D; filled in from the variant")
+    depth: int = key(0, "transformer blocks; filled in from the variant")
+    heads: int = key(0, "attention heads; filled in from the variant")
+    mlp_width: int = key(0, "hidden width of the MLP; 0: 4 x width, or the variant's")
+
+    @property
+    def grid(self) -> int:
+        """Patches along a side."""
+        return self.image_size // self.patch_size
+
+
+@dataclass(frozen=True)
+class PredictorConfig:
+    """The narrow transformer that predicts the features of masked patches."""
+
+    width: int = key(384, "P, width of the predictor")
+    depth: int = key(6, "transformer blocks")
+    heads: int = key(0, "attention heads; 0: as many as the encoder's")
+
+
+@dataclass(frozen=True)
+class ConditionerConfig:
+    """How the predictor reads captions."""
+
+    kind: str = key(
+        "word_attention", "how the predictor reads text: word_attention or none (I-JEPA)"
+    )
+    mlp_ratio: float = key(4.0, "hidden over outer width of the conditioner's MLP")
+    scale_logits: bool = key(False, "divide the attention logits by sqrt(P); the paper does not")
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """The distance that is minimised, and the regularisers beside it."""
+
+    distance: str = key(
+        "", "l2 (mean norm, TC-JEPA Eq. 1) or smooth_l1 (I-JEPA's code); empty: the objective's"
+    )
+    regulariser: str = key("paper", "on word-to-patch similarities: paper, centred or off")
+    sparse: float = key(0.1, "lambda, weight of L_sparse")
+    consistency: float = key(0.5, "beta, weight of L_consistency")
+    ramp_steps: int = key(0, "steps over which lambda and beta rise from 0; 0: the warm-up")
+
+
+@dataclass(frozen=True)
+class MasksConfig:
+    """The multi-block masks of I-JEPA."""
+
+    mode: str = key(
+        "production",
+        "production (static, unbiased) or reference (I-JEPA's collator, biases included)",
+    )
+    target_blocks: int = key(4, "M, target blocks an image")
+    target_scale: tuple = key((0.15, 0.2), "area of a target block over the image's")
+    target_aspect: tuple = key((0.75, 1.5), "height over width of a target block")
+    context_scale: tuple = key((0.85, 1.0), "area of the (square) context block over the image's")
+    min_keep: int = key(10, "reference mode: blocks and contexts have more tokens than this")
+    context_tokens: int = key(
+        0, "K, visible tokens an image; 0: 27 % of the grid, a multiple of 8 from 32 on"
+    )
+    target_tokens: int = key(0, "C, tokens of a target block; 0: the smallest block's area")
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW, its schedules, and the momentum of the target."""
+
+    lr: float = key(1e-3, "peak learning rate of AdamW")
+    start_lr: float = key(1e-4, "learning rate at the start of the warm-up")
+    final_lr: float = key(1e-6, "learning rate at the end of the cosine")
+    warmup_steps: int = key(0, "linear warm-up; 0: a tenth of the steps")
+    weight_decay: float = key(0.04, "at the start of its cosine")
+    final_weight_decay: float = key(0.4, "at the end of its cosine")
+    b1: float = key(0.9, "Adam's first decay")
+    b2: float = key(0.999, "Adam's second decay")
+    eps: float = key(1e-8, "Adam's epsilon")
+    ema: float = key(0.996, "momentum of the target at the start")
+    final_ema: float = key(1.0, "momentum of the target at the end (linear)")
+    schedule_scale: float = key(1.0, "schedules are laid out over steps x this; I-JEPA's ipe_scale")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The length of the run and the shape of a step."""
+
+    steps: int = key(1000, "optimizer steps of the run")
+    batch_size: int = key(64, "B, images a step over all hosts")
+    micro_batches: int = key(1, "parts that a step's batch is computed in; gradients are averaged")
+    dtype: str = key(
+        "float32", "compute dtype of matrix products: float32 or bfloat16; state stays float32"
+    )
+    max_bad_steps: int = key(20, "stop (exit 4) after this many non-finite steps in a row")
+    compile_cache: str = key("", "persistent XLA cache; empty: a user cache folder, 'off': none")
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each axis of the mesh."""
+
+    data: int = key(-1, "devices along the data axis; -1: all that remain")
+    fsdp: int = key(1, "devices that parameters are sharded over")
+    tensor: int = key(1, "devices that heads and hidden widths are sharded over")
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When checkpoints are written, and which are kept."""
+
+    every: int = key(200, "steps between checkpoints; one more is written at the end")
+    keep_last: int = key(2, "newest checkpoints to keep")
+    keep_every: int = key(0, "also keep each checkpoint whose step is a multiple of this; 0: none")
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """What is written down while training."""
+
+    every: int = key(10, "steps between lines in metrics.jsonl")
+    diagnostics_every: int = key(100, "steps between text gain, RankMe and the other diagnostics")
+    diagnostics_images: int = key(256, "held-out images that diagnostics are computed on")
+    progress: str = key("auto", "auto (bar on a terminal, lines elsewhere), lines or off")
+    tensorboard: bool = key(True, "write TensorBoard events")
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """The kNN evaluation that runs during training."""
+
+    every: int = key(0, "steps between online kNN evaluations; 0: a quarter of the run")
+    path: str = key(
+        "",
+        "held-out source of the same kind; empty: val beside a folder named train, else data.holdout",
+    )
+    train_images: int = key(2000, "labelled training images that kNN searches")
+    val_images: int = key(1000, "labelled held-out images that kNN classifies")
+    k: int = key(20, "neighbours")
+    temperature: float = key(0.07, "of the vote")
+    batch_size: int = key(0, "images a forward pass; 0: the training batch")
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run. Every value is final: overrides applied, meaning checked, derived values filled in."""
+
+    seed: int = key(0, "of initialisation, data order, captions and masks")
+    objective: str = key("tcjepa", "ijepa or tcjepa")
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    text: TextConfig = dataclasses.field(default_factory=TextConfig)
+    encoder: EncoderConfig = dataclasses.field(default_factory=EncoderConfig)
+    predictor: PredictorConfig = dataclasses.field(default_factory=PredictorConfig)
+    conditioner: ConditionerConfig = dataclasses.field(default_factory=ConditionerConfig)
+    loss: LossConfig = dataclasses.field(default_factory=LossConfig)
+    masks: MasksConfig = dataclasses.field(default_factory=MasksConfig)
+    optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+    log: LogConfig = dataclasses.field(default_factory=LogConfig)
+    eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)

@@ -1,0 +1,149 @@
+"""The mesh, and where every array lives on it.
+
+Two tables: parameter name -> logical axes, logical axis -> mesh axes. Parameters, the EMA target and both
+moments of Adam end in the same names, so one table serves them all. One device is a mesh of one.
+"""
+
+import math
+import re
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jepa_vl import tree
+from jepa_vl.config import ConfigError
+from jepa_vl.schema import MeshConfig
+from jepa_vl.shapes import Array, PyTree
+
+AXES = ("data", "fsdp", "tensor")
+BATCH = ("data", "fsdp")
+
+# Each parameter name matches exactly one row.
+PARAMETER_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+    (r"/patch_kernel$", (None, None, None, "embed")),
+    (r"/(q|k|v|fc1)/kernel$", ("embed", "hidden")),
+    (r"/(out|fc2)/kernel$", ("hidden", "embed")),
+    (r"/(embed|project)/kernel$", (None, "embed")),
+    (r"/word_embedding$", ("vocabulary", None)),
+    (r"/word_position$", (None, None)),
+    (r"/mask_token$", (None,)),
+    (r"/(bias|scale|patch_bias)$", (None,)),
+)
+LOGICAL_TO_MESH: dict[str, str | tuple[str, ...]] = {
+    "batch": BATCH,
+    "embed": "fsdp",
+    "vocabulary": "fsdp",
+    "hidden": "tensor",
+    "heads": "tensor",
+}
+# Activations keep their width whole: "embed" shards parameters only.
+ACTIVATION_TO_MESH = {**LOGICAL_TO_MESH, "embed": None}
+
+
+def make_mesh(config: MeshConfig, devices: list | None = None) -> Mesh:
+    """Builds the (data, fsdp, tensor) mesh.
+
+    Args:
+      config: sizes; ``data = -1`` takes all devices that remain.
+      devices: defaults to all devices of all processes.
+
+    Raises:
+      ConfigError: the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    inner = config.fsdp * config.tensor
+    data = len(devices) // inner if config.data == -1 else config.data
+    if data * inner != len(devices) or data < 1:
+        shape = (config.data, config.fsdp, config.tensor)
+        raise ConfigError("mesh", shape, f"data x fsdp x tensor must be {len(devices)} devices")
+    shape = (data, config.fsdp, config.tensor)
+    array = np.array(devices).reshape(shape)
+    return Mesh(array, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def parameter_spec(name: str, shape: tuple[int, ...], mesh: Mesh) -> P:
+    """The partition of one leaf of the train state.
+
+    A dimension that its mesh axis does not divide stays whole; :func:`assert_sharded` bounds how much.
+
+    Raises:
+      ValueError: not exactly one row of the table fits the name.
+    """
+    if not shape:
+        return P()
+    rows = [axes for pattern, axes in PARAMETER_AXES if re.search(pattern, "/" + name)]
+    if len(rows) != 1:
+        raise ValueError(f"{name}: {len(rows)} rows of PARAMETER_AXES fit, exactly one must")
+    if len(rows[0]) != len(shape):
+        raise ValueError(f"{name}: shape {shape} has another rank than its axes {rows[0]}")
+    return _spec(rows[0], shape, mesh, LOGICAL_TO_MESH)
+
+
+def _spec(axes: tuple, shape: tuple[int, ...], mesh: Mesh, table: dict) -> P:
+    entries = []
+    for axis, size in zip(axes, shape, strict=True):
+        target = table[axis] if axis else None
+        names = (target,) if isinstance(target, str) else (target or ())
+        names = tuple(n for n in names if mesh.shape[n] > 1)
+        if not names or size % math.prod(mesh.shape[n] for n in names):
+            entries.append(None)
+        else:
+            entries.append(names if len(names) > 1 else names[0])
+    return P(*entries)
+
+
+def state_shardings(state: PyTree, mesh: Mesh) -> PyTree:
+    """A NamedSharding for each leaf of an (abstract) train state."""
+    return tree.map_named(
+        lambda name, leaf: NamedSharding(mesh, parameter_spec(name, leaf.shape, mesh)), state
+    )
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Leading axis over data and fsdp."""
+    return NamedSharding(mesh, P(BATCH))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """A whole copy on each device."""
+    return NamedSharding(mesh, P())
+
+
+def constrain(x: Array, *axes: str | None) -> Array:
+    """Names the axes of an activation; without a mesh in context it returns x."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, _spec(axes, x.shape, mesh, ACTIVATION_TO_MESH))
+
+
+def assert_sharded(state: PyTree, mesh: Mesh, tolerance: float = 0.02) -> None:
+    """Fails when too many bytes of the state are whole on every device of a sharded mesh.
+
+    Raises:
+      AssertionError: lists the largest replicated leaves.
+    """
+    if mesh.shape["fsdp"] * mesh.shape["tensor"] == 1:
+        return
+    sizes = {name: leaf.size * leaf.dtype.itemsize for name, leaf in tree.flatten(state).items()}
+    whole = {
+        name: sizes[name]
+        for name, leaf in tree.flatten(state).items()
+        if all(entry is None for entry in parameter_spec(name, leaf.shape, mesh))
+    }
+    share = sum(whole.values()) / max(1, sum(sizes.values()))
+    if share > tolerance:
+        worst = ", ".join(sorted(whole, key=lambda n: -whole[n])[:5])
+        raise AssertionError(f"{share:.1%} of the bytes are replicated (> {tolerance:.0%}): {worst}")
+
+
+def table(state: PyTree, mesh: Mesh) -> list[str]:
+    """One line a leaf: name, shape, partition; the text that goldens and ``preview`` show."""
+    rows = [
+        (name, str(tuple(leaf.shape)), str(parameter_spec(name, leaf.shape, mesh)))
+        for name, leaf in tree.flatten(state).items()
+    ]
+    widths = [max(len(row[i]) for row in rows) for i in range(2)]
+    return [f"{n:<{widths[0]}}  {s:<{widths[1]}}  {p}" for n, s, p in rows]

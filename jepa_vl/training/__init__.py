@@ -1,0 +1,1 @@
+"""Training: the state, the step, the checkpoints and the loop around them."""

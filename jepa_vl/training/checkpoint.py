@@ -1,0 +1,134 @@
+"""Checkpoints: one atomic {state, data, meta} a step, written in the background by Orbax."""
+
+import importlib.metadata
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from jepa_vl import tree
+from jepa_vl.config import Config, ConfigError, config_hash, resolve, to_dict
+from jepa_vl.training.state import TrainState
+
+ITEMS = ("state", "data", "meta")
+FIELDS = TrainState.__dataclass_fields__
+LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+def provenance(config: Config) -> dict[str, Any]:
+    """The meta item: resolved configuration with its hash, commit and library versions."""
+    return {
+        "config": to_dict(config),
+        "config_hash": config_hash(config),
+        "git": _git_commit(),
+        "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
+    }
+
+
+def _git_commit() -> str:
+    """The commit of the source tree that runs, with a plus for local changes; empty if installed."""
+    here = Path(__file__).resolve().parent
+    command = ["git", "-C", str(here), "describe", "--always", "--dirty=+", "--abbrev=12"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip()
+
+
+class Checkpoints:
+    """The checkpoints of one workdir. A kill at any moment leaves the previous ones whole."""
+
+    def __init__(self, workdir: Path, keep_last: int = 1, keep_every: int = 0):
+        """Opens ``workdir/checkpoints``; ``keep_every = 0`` keeps the newest alone."""
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep_last,
+            keep_period=keep_every or None,
+            cleanup_tmp_directories=True,
+            enable_async_checkpointing=True,
+        )
+        self.folder = workdir.resolve() / "checkpoints"
+        self._manager = ocp.CheckpointManager(self.folder, item_names=ITEMS, options=options)
+
+    def latest(self) -> int | None:
+        """Step of the newest finished checkpoint."""
+        return self._manager.latest_step()
+
+    def save(self, state: TrainState, step: int, data: dict[str, Any], meta: dict) -> None:
+        """Starts a save; arrays are copied before this returns. A step that exists is left alone.
+
+        Raises:
+          RuntimeError: Orbax refused the save.
+        """
+        if step in self._manager.all_steps():
+            return
+        arrays = {name: getattr(state, name) for name in FIELDS}
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(arrays),  # pyright: ignore[reportCallIssue]
+            data=ocp.args.JsonSave(data),  # pyright: ignore[reportCallIssue]
+            meta=ocp.args.JsonSave(meta),  # pyright: ignore[reportCallIssue]
+        )
+        if not self._manager.save(step, args=items):
+            raise RuntimeError(f"checkpoint of step {step} was not written to {self.folder}")
+
+    def describe(self, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The data and meta items of a step."""
+        items = ocp.args.Composite(data=ocp.args.JsonRestore(), meta=ocp.args.JsonRestore())
+        found = self._manager.restore(step, args=items)
+        return found["data"], found["meta"]
+
+    def restore(self, step: int, like: TrainState) -> TrainState:
+        """The state of a step, on the devices that ``like`` names.
+
+        Args:
+          step: of a finished checkpoint.
+          like: abstract state with shardings.
+
+        Raises:
+          ConfigError: names, shapes or dtypes differ from this configuration's; lists which.
+        """
+        arrays = {name: getattr(like, name) for name in FIELDS}
+        stored = self._manager.item_metadata(step)["state"]
+        problems = tree.diff(arrays, stored.tree if hasattr(stored, "tree") else stored)
+        if problems:
+            rule = "the checkpoint does not fit this configuration:\n  " + "\n  ".join(problems[:20])
+            raise ConfigError("workdir", str(self.folder / str(step)), rule)
+        items = ocp.args.Composite(
+            state=ocp.args.StandardRestore(arrays),  # pyright: ignore[reportCallIssue]
+        )
+        return TrainState(**self._manager.restore(step, args=items)["state"])
+
+    def wait(self) -> None:
+        """Returns when the save in the background is done; its errors are raised here."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits and frees the manager."""
+        self._manager.close()
+
+
+def load(workdir: Path) -> tuple[Config, TrainState, int]:
+    """Configuration and state of the newest checkpoint of a run, on one device.
+
+    Raises:
+      ConfigError: the folder holds no checkpoint.
+    """
+    from jepa_vl import objectives, sharding
+    from jepa_vl.schema import MeshConfig
+    from jepa_vl.training import state as train_state
+
+    if not (workdir / "checkpoints").is_dir():
+        raise ConfigError("workdir", str(workdir), "holds no checkpoint; train first")
+    checkpoints = Checkpoints(workdir)
+    step = checkpoints.latest()
+    if step is None:
+        raise ConfigError("workdir", str(workdir), "holds no finished checkpoint; train first")
+    config = resolve(checkpoints.describe(step)[1]["config"])
+    objective = objectives.build(config)
+    mesh = sharding.make_mesh(MeshConfig(), jax.local_devices()[:1])
+    like = train_state.abstract(config, objective, train_state.batch_spec(config), mesh)
+    state = checkpoints.restore(step, like)
+    checkpoints.close()
+    return config, state, step

@@ -1,0 +1,114 @@
+"""Diagnostics that the loss cannot show: is the text read, and do the features keep their rank?
+
+Computed on fixed held-out images, masks and captions, from step 0.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from jepa_vl.config import Config, reads_text
+from jepa_vl.data import pipeline
+from jepa_vl.data.sources import Source
+from jepa_vl.evaluators import features, spectral
+from jepa_vl.objectives import Objective
+from jepa_vl.objectives.base import Batch
+from jepa_vl.shapes import Array, PyTree
+from jepa_vl.sharding import batch_sharding
+from jepa_vl.training.state import TrainState
+
+CAPTION_ARRAYS = ("word_ids", "word_mask", "caption_mask")
+HOST_ONLY = ("label", "index", "position", "valid")
+
+
+def to_device(batch: Batch, mesh: Mesh) -> Batch:
+    """The arrays that the objective reads, placed on the mesh; each host brings its own rows."""
+    place = batch_sharding(mesh)
+    return {
+        name: jax.make_array_from_process_local_data(place, value)
+        for name, value in batch.items()
+        if name not in HOST_ONLY
+    }
+
+
+class Health:
+    """Compiles once, runs on a schedule."""
+
+    def __init__(
+        self,
+        config: Config,
+        objective: Objective,
+        mesh: Mesh,
+        held_out: Source,
+        encode: features.Encode,
+    ):
+        """Loads ``log.diagnostics_images`` held-out images, in chunks of a training batch."""
+        self.mesh, self.encode, self.objective = mesh, encode, objective
+        self.reads_text = reads_text(config)
+        size = config.train.batch_size
+        count = max(size, config.log.diagnostics_images // size * size)
+        indices = np.arange(count) % len(held_out)
+        self.batches = list(pipeline.eval_batches(config, held_out, indices, size))
+
+        def predict_loss(params: PyTree, target: PyTree, batch: Batch, ramp: Array) -> Array:
+            key = jax.random.key(0)
+            loss, metrics, _ = objective.loss(params, target, {}, batch, key, ramp)
+            return metrics["loss/predict"], loss  # pyright: ignore[reportReturnType]
+
+        def gradient_ratio(params: PyTree, target: PyTree, batch: Batch) -> Array:
+            full, plain = (
+                jax.grad(lambda p, r=ramp: predict_loss(p, target, batch, r)[1])(params)
+                for ramp in (1.0, 0.0)
+            )
+            regulariser = jax.tree.map(jnp.subtract, full, plain)
+            return optax.tree.norm(regulariser) / jnp.maximum(optax.tree.norm(plain), 1e-12)
+
+        def drift(params: PyTree, target: PyTree) -> Array:
+            gap = jax.tree.map(jnp.subtract, objective.target_of(params), target)
+            return optax.tree.norm(gap) / jnp.maximum(optax.tree.norm(target), 1e-12)
+
+        self._predict_loss = jax.jit(lambda *args: predict_loss(*args, ramp=0.0)[0])  # pyright: ignore
+        self._gradient_ratio = jax.jit(gradient_ratio)
+        self._drift = jax.jit(drift)
+
+    def run(self, state: TrainState) -> dict[str, Any]:
+        """Diagnostics of a state.
+
+        Returns:
+          ``held_out_loss``: L_predict with own captions. ``text_gain``: L_predict with the captions of
+          another image minus that with its own, on the same masks. ``regulariser_gradient_ratio``:
+          norm of the regularisers' gradient at full ramp over that of L_predict. ``rankme/target``
+          and ``rankme/context``: RankMe of pooled features (n = ``rankme_images``). ``ema_drift``:
+          relative distance between encoder and target.
+        """
+        context, target = self.objective.target_of(state.params), state.target
+        with jax.set_mesh(self.mesh):
+            own, other, ratios = [], [], []
+            pooled = {"target": [], "context": []}
+            for batch in self.batches:
+                placed = to_device(batch, self.mesh)
+                own.append(self._predict_loss(state.params, target, placed))
+                if self.reads_text:
+                    swapped = {n: np.roll(batch[n], 1, axis=0) for n in CAPTION_ARRAYS}
+                    swapped = placed | to_device(swapped, self.mesh)
+                    other.append(self._predict_loss(state.params, target, swapped))
+                pooled["target"].append(np.asarray(self.encode(target, batch["image"])))
+                pooled["context"].append(np.asarray(self.encode(context, batch["image"])))
+            if self.reads_text:  # one chunk tells the order of magnitude
+                placed = to_device(self.batches[0], self.mesh)
+                ratios.append(self._gradient_ratio(state.params, target, placed))
+            out: dict[str, Any] = {
+                "held_out_loss": float(np.mean([float(x) for x in own])),
+                "ema_drift": float(self._drift(state.params, target)),
+                "rankme_images": sum(len(x) for x in pooled["target"]),
+            }
+        for branch, parts in pooled.items():
+            out[f"rankme/{branch}"] = spectral.rankme(np.concatenate(parts))
+        if self.reads_text:
+            out["text_gain"] = float(np.mean([float(x) for x in other])) - out["held_out_loss"]
+            out["regulariser_gradient_ratio"] = float(ratios[0])
+        return out

@@ -1,0 +1,237 @@
+"""The loop around the step: data, logs, diagnostics, evaluation, checkpoints, an end in good order."""
+
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jepa_vl import objectives, sharding, tree
+from jepa_vl.config import Config, ConfigError, config_hash, resume_diff
+from jepa_vl.data import pipeline, sources
+from jepa_vl.evaluators import features
+from jepa_vl.evaluators.knn import Knn
+from jepa_vl.training import compile_cache
+from jepa_vl.training import state as train_state
+from jepa_vl.training.checkpoint import Checkpoints, provenance
+from jepa_vl.training.console import Reporter
+from jepa_vl.training.health import Health, to_device
+from jepa_vl.training.metrics import MetricsWriter, write_json
+from jepa_vl.training.state import TrainState
+from jepa_vl.training.step import Metrics, make_step
+
+DONE, PREEMPTED, NOT_FINITE = 0, 3, 4
+STATUS = {DONE: "done", PREEMPTED: "preempted", NOT_FINITE: "not finite"}
+
+
+class Stop:
+    """Turns SIGTERM and SIGINT into a request to save and leave; a second SIGINT interrupts."""
+
+    def __init__(self):
+        self.requested = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._request)
+
+    def _request(self, number: int, frame: Any) -> None:
+        if self.requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.requested = True
+
+
+class Run:
+    """One training run in one workdir."""
+
+    def __init__(self, config: Config, workdir: Path):
+        """Opens the data, builds the objective, restores or creates the state.
+
+        Raises:
+          ConfigError: bad data, a mesh that does not fit, or a workdir of another run.
+        """
+        self.config, self.workdir, self.total = config, workdir, config.train.steps
+        self.began = time.monotonic()
+        self.train_source, self.held_out = sources.open_sources(config)
+        self.mesh = sharding.make_mesh(config.mesh)
+        shards = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+        if config.train.batch_size // config.train.micro_batches % shards:
+            rule = f"batch_size / micro_batches must divide by {shards} (mesh data x fsdp)"
+            raise ConfigError("train.batch_size", config.train.batch_size, rule)
+        compile_cache.enable(config.train.compile_cache)
+        self.objective = objectives.build(config)
+        spec = train_state.batch_spec(config)
+        like = train_state.abstract(config, self.objective, spec, self.mesh)
+        self.data, self.meta = pipeline.describe(config, self.train_source), provenance(config)
+        workdir.mkdir(parents=True, exist_ok=True)
+        keep = config.checkpoint
+        self.checkpoints = Checkpoints(workdir, keep.keep_last, keep.keep_every)
+        self.start, self.seconds_before = self._find_start()
+        if self.start:
+            self.state = self.checkpoints.restore(self.start, like)
+        else:
+            self.state = train_state.create(config, self.objective, spec, self.mesh)
+        self.step = make_step(config, self.objective, self.mesh, like)
+        self.reporter = Reporter(config.log.progress, self.total, self.start)
+        self._greet()
+        write_json(workdir / "config.json", self.meta)
+        encode = features.make_encode(self.objective.encoder, self.mesh)
+        self.health = Health(config, self.objective, self.mesh, self.held_out, encode)
+        self.knn = self._make_knn(encode)
+        self.writer = MetricsWriter(workdir, self.start or -1, config.log.tensorboard)
+
+    def _find_start(self) -> tuple[int, float]:
+        """Step of the newest checkpoint and the seconds trained before it; 0, 0 for a new run."""
+        step = self.checkpoints.latest()
+        if step is None:
+            return 0, 0.0
+        data, meta = self.checkpoints.describe(step)
+        changed = resume_diff(meta["config"], self.config)
+        if changed:
+            rule = "holds a run of another configuration; take a new workdir, or undo:\n  "
+            raise ConfigError("workdir", str(self.workdir), rule + "\n  ".join(changed))
+        seconds = data.pop("seconds")
+        pipeline.check_resume(data, self.data)
+        return step, seconds
+
+    def _greet(self) -> None:
+        self.reporter.say(
+            f"{self.config.objective} on {self.train_source.name} "
+            f"({len(self.train_source)} images), {tree.count(self.state.params) / 1e6:.2f} M "
+            f"parameters, mesh {dict(self.mesh.shape)}, workdir {self.workdir}"
+        )
+        if self.start:
+            self.reporter.say(f"resumed from the checkpoint of step {self.start}")
+
+    def _make_knn(self, encode: features.Encode) -> Knn | None:
+        try:
+            return Knn(self.config, encode, self.train_source, self.held_out)
+        except ConfigError as error:
+            if error.key != "data.label_key":
+                raise
+            self.reporter.say(f"no kNN evaluation: {error}")
+            return None
+
+    def seconds(self) -> float:
+        """Wall-clock of the run, earlier processes included."""
+        return self.seconds_before + time.monotonic() - self.began
+
+    def examine(self, step: int) -> dict[str, Any]:
+        """Diagnostics and kNN, where they are due after this many steps."""
+        out: dict[str, Any] = {}
+        if step % self.config.log.diagnostics_every == 0 or step == self.total:
+            out |= self.health.run(self.state)
+        if self.knn is not None and (step % self.config.eval.every == 0 or step == self.total):
+            out["knn/target"] = self.knn.run(self.state.target)["knn"]
+            if step == 0:
+                out["knn/pixels"] = self.knn.pixels()["knn"]
+            self.reporter.say(f"step {step}: kNN of the target encoder {out['knn/target']:.3f}")
+        return out
+
+    def save(self, step: int) -> None:
+        """Writes the checkpoint of a step in the background."""
+        data = self.data | {"seconds": self.seconds()}
+        self.checkpoints.save(self.state, step, data, self.meta)
+
+    def train(self, stop: Stop) -> int:
+        """Runs the steps that remain; returns the exit code."""
+        if not self.writer.rows:
+            self.writer.write(0, self.examine(0))
+        config, previous = self.config, None
+        clock, images = time.monotonic(), 0
+        stream = pipeline.make_batches(config, self.train_source, self.start)
+        with stream, jax.set_mesh(self.mesh):
+            for step in range(self.start + 1, self.total + 1):
+                batch = to_device(next(stream), self.mesh)
+                self.state, metrics = self.step(self.state, {}, batch)
+                images += config.train.batch_size
+                row: dict[str, Any] = {}
+                if step % config.log.every == 0 or step in (1, self.total):
+                    jax.block_until_ready(metrics)
+                    rate = images / (time.monotonic() - clock)
+                    row = {"images_per_second": rate, "seconds": self.seconds(), **metrics}
+                row |= self.examine(step)
+                if row:
+                    self.reporter.step(step, self.writer.write(step, row))
+                    clock, images = time.monotonic(), 0
+                # One step late, so that no step waits for its own metrics.
+                failed = previous is not None and _gave_up(config, previous)
+                previous = metrics
+                leaving = stop.requested or failed
+                if step % config.checkpoint.every == 0 or step == self.total or leaving:
+                    self.save(step)
+                if failed:
+                    return NOT_FINITE
+                if leaving and step < self.total:
+                    return PREEMPTED
+        return DONE
+
+    def finish(self, code: int) -> None:
+        """Waits for the last checkpoint and leaves result.json, the contract for scripts."""
+        self.checkpoints.close()
+        writer, c = self.writer, self.config
+        result = {
+            "status": STATUS[code],
+            "objective": c.objective,
+            "data": self.train_source.name,
+            "seed": c.seed,
+            "config_hash": config_hash(c),
+            "steps": writer.last("step") or 0,
+            "seconds": self.seconds(),
+            "compiles": self.step._cache_size(),
+            "images_per_second": writer.last("images_per_second"),
+            "bad_steps": writer.last("bad_steps") or 0,
+            "knn": {
+                "target": writer.last("knn/target"),
+                "untrained": writer.first("knn/target"),
+                "pixels": writer.first("knn/pixels"),
+                "k": c.eval.k,
+                "classes": len(self.train_source.classes),
+            },
+            "text_gain": writer.last("text_gain"),
+            "dead_share": writer.last("dead_share"),
+            "rankme": {
+                "start": writer.first("rankme/target"),
+                "end": writer.last("rankme/target"),
+                "images": writer.last("rankme_images"),
+            },
+        }
+        writer.close()
+        write_json(self.workdir / "result.json", result)
+        self.reporter.close()
+        _summarise(self.reporter, result, self.workdir)
+
+
+def _gave_up(config: Config, metrics: Metrics) -> bool:
+    return int(metrics["bad_in_a_row"]) >= config.train.max_bad_steps
+
+
+def _summarise(reporter: Reporter, result: dict[str, Any], workdir: Path) -> None:
+    say, knn = reporter.say, result["knn"]
+    say(f"{result['status']}: {result['steps']} steps in {result['seconds']:.0f} s, {workdir}")
+    if knn["target"] is not None:
+        say(f"kNN (k = {knn['k']}, {knn['classes']} classes, seed {result['seed']})")
+        for name in ("target", "untrained", "pixels"):
+            say(f"  {name:<10} {knn[name]:.3f}")
+    if result["text_gain"] is not None:
+        say(f"text gain {result['text_gain']:+.4f}, dead share {result['dead_share']:.3f}")
+    ranks = result["rankme"]
+    if ranks["end"] is not None:
+        say(f"RankMe {ranks['start']:.1f} -> {ranks['end']:.1f} ({ranks['images']} images)")
+
+
+def train(config: Config, workdir: Path) -> int:
+    """Trains to ``train.steps``, resuming by itself from the newest checkpoint of the workdir.
+
+    Returns:
+      The exit code: 0 done, 3 preempted and saved, 4 not finite for too long.
+
+    Raises:
+      ConfigError: see :class:`Run`.
+    """
+    stop = Stop()
+    run = Run(config, workdir)
+    try:
+        code = run.train(stop)
+        run.finish(code)
+    finally:
+        run.reporter.close()
+    return code

@@ -1,0 +1,86 @@
+"""What a run writes down: metrics.jsonl, TensorBoard events, result.json."""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a file in one piece: a kill leaves the old one or the new one."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(value, indent=2) + "\n")
+    os.replace(temporary, path)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSONL file; a torn last line (a kill while writing) is left out."""
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def _plain(value: Any) -> Any:
+    """A JSON number; NaN and infinities become null, since JSON has none."""
+    if isinstance(value, str | int | bool) or value is None:
+        return value
+    number = float(np.asarray(value))
+    return number if math.isfinite(number) else None
+
+
+class MetricsWriter:
+    """Appends rows; a resumed run first drops the rows that lie after its checkpoint."""
+
+    def __init__(self, workdir: Path, start_step: int, tensorboard: bool):
+        """Opens the files of a workdir.
+
+        Args:
+          workdir: exists.
+          start_step: step of the checkpoint resumed from; -1 for a new run.
+          tensorboard: also write events.
+        """
+        self.path = workdir / "metrics.jsonl"
+        kept = [row for row in read_rows(self.path) if row["step"] <= start_step]
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        os.replace(temporary, self.path)
+        self.rows = kept
+        self._file = self.path.open("a", buffering=1)
+        self._events = None
+        if tensorboard:
+            from tensorboardX import SummaryWriter
+
+            self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
+
+    def write(self, step: int, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Writes one row: ``{"step": ..., name: number or null}``; returns it."""
+        row = {"step": step, **{name: _plain(value) for name, value in values.items()}}
+        self._file.write(json.dumps(row) + "\n")
+        self.rows.append(row)
+        if self._events is not None:
+            for name, value in row.items():
+                if name != "step" and isinstance(value, int | float):
+                    self._events.add_scalar(name, value, step)
+        return row
+
+    def first(self, name: str) -> Any:
+        """The earliest value of a metric over the whole run; None if there is none."""
+        return next((r[name] for r in self.rows if r.get(name) is not None), None)
+
+    def last(self, name: str) -> Any:
+        """The latest value of a metric; None if there is none."""
+        return next((r[name] for r in reversed(self.rows) if r.get(name) is not None), None)
+
+    def close(self) -> None:
+        """Flushes and closes."""
+        self._file.close()
+        if self._events is not None:
+            self._events.close()

@@ -1,0 +1,99 @@
+"""The train state: everything that a resumed run needs and nothing else."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from jepa_vl import sharding
+from jepa_vl.config import Config, reads_text
+from jepa_vl.data.masking import plan_masks
+from jepa_vl.objectives import Objective
+from jepa_vl.objectives.base import Batch
+from jepa_vl.shapes import Array, PyTree
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """One pytree, donated to each step.
+
+    Attributes:
+      step: int32 scalar, steps done; the data position follows from it.
+      params: float32.
+      target: float32, shaped as ``objective.target_of(params)``; starts as a copy of it.
+      opt_state: Adam's moments.
+      bad_steps: int32 scalar, steps skipped because loss or gradients were not finite.
+      bad_in_a_row: int32 scalar.
+    """
+
+    step: Array
+    params: PyTree
+    target: PyTree
+    opt_state: PyTree
+    bad_steps: Array
+    bad_in_a_row: Array
+
+
+def adam(config: Config) -> optax.GradientTransformation:
+    """Adam's direction; learning rate and decoupled decay are applied by the step."""
+    return optax.scale_by_adam(config.optim.b1, config.optim.b2, config.optim.eps)
+
+
+def batch_spec(config: Config) -> Batch:
+    """Shapes and dtypes of the global batch that the objective reads."""
+    plan, text = plan_masks(config), config.text
+    b, size = config.train.batch_size, config.encoder.image_size
+    masks = {"ctx": (b, plan.context_tokens), "tgt": (b, plan.target_blocks, plan.target_tokens)}
+    spec = {"image": jax.ShapeDtypeStruct((b, size, size, 3), jnp.uint8)}
+    for name, shape in masks.items():
+        spec[f"{name}_idx"] = jax.ShapeDtypeStruct(shape, jnp.int32)
+        if plan.mode == "reference":
+            spec[f"{name}_valid"] = jax.ShapeDtypeStruct(shape, jnp.bool_)
+    if reads_text(config):
+        words = (b, text.captions, text.words)
+        spec["word_ids"] = jax.ShapeDtypeStruct(words, jnp.int32)
+        spec["word_mask"] = jax.ShapeDtypeStruct(words, jnp.bool_)
+        spec["caption_mask"] = jax.ShapeDtypeStruct(words[:2], jnp.bool_)
+    return spec
+
+
+def _init(config: Config, objective: Objective, batch: Batch) -> TrainState:
+    params = objective.init(jax.random.key(config.seed), batch)
+    # Donation needs buffers of its own for the target.
+    target = jax.tree.map(jnp.copy, objective.target_of(params))
+    zero = jnp.zeros((), jnp.int32)
+    return TrainState(zero, params, target, adam(config).init(params), zero, zero)
+
+
+def abstract(config: Config, objective: Objective, batch: Batch, mesh: Mesh) -> TrainState:
+    """Shapes, dtypes and shardings of the state; nothing is computed."""
+    spec = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
+    shapes = jax.eval_shape(lambda b: _init(config, objective, b), spec)
+    shardings = sharding.state_shardings(shapes, mesh)
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
+    )
+
+
+def create(config: Config, objective: Objective, batch: Batch, mesh: Mesh) -> TrainState:
+    """The state of step 0, each leaf created where it lives.
+
+    Args:
+      batch: arrays or ShapeDtypeStructs of the global batch; only shapes are read.
+    """
+    like = abstract(config, objective, batch, mesh)
+    shardings = jax.tree.map(lambda x: x.sharding, like)
+
+    def init() -> TrainState:
+        zeros = {name: jnp.zeros(x.shape, x.dtype) for name, x in batch.items()}
+        return _init(config, objective, zeros)
+
+    with jax.set_mesh(mesh):
+        state = jax.jit(init, out_shardings=shardings)()
+    dtypes = {str(x.dtype) for x in jax.tree.leaves((state.params, state.target))}
+    if dtypes != {"float32"}:
+        raise TypeError(f"parameters and target are float32, got {sorted(dtypes)}")
+    return state

@@ -1,0 +1,111 @@
+"""One training step for all objectives: loss and gradient -> finite? -> AdamW -> EMA -> metrics."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from jepa_vl import sharding, tree
+from jepa_vl.config import Config
+from jepa_vl.objectives import Objective
+from jepa_vl.objectives.base import Batch
+from jepa_vl.shapes import Array, PyTree
+from jepa_vl.training import schedules
+from jepa_vl.training.state import TrainState, adam
+
+# I-JEPA's rule: no decay on biases and 1-D tensors. Its mask token is 3-D there, hence decayed.
+NO_DECAY = r"(^|/)(bias|scale|patch_bias)$"
+
+Metrics = dict[str, Array]
+Step = Callable[[TrainState, PyTree, Batch], tuple[TrainState, Metrics]]
+
+
+def _gradients(
+    config: Config, objective: Objective, state: TrainState, frozen: PyTree, batch: Batch
+) -> tuple[PyTree, Metrics]:
+    """Mean gradient and metrics over the step's micro-batches."""
+    rng = jax.random.fold_in(jax.random.key(config.seed), state.step)
+    ramp = schedules.at(config, state.step).ramp
+
+    def one(part: Batch, key: Array) -> tuple[PyTree, Metrics]:
+        def loss(params: PyTree) -> tuple[Array, Metrics]:
+            value, metrics, _ = objective.loss(params, state.target, frozen, part, key, ramp)
+            return value, metrics
+
+        grads, metrics = jax.grad(loss, has_aux=True)(state.params)
+        return grads, metrics
+
+    parts = config.train.micro_batches
+    if parts == 1:
+        return one(batch, rng)
+
+    # Strided parts: a contiguous split would move images between devices.
+    split = jax.tree.map(
+        lambda x: jnp.swapaxes(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 0, 1), batch
+    )
+    keys = jax.random.split(rng, parts)
+    shapes = jax.eval_shape(one, jax.tree.map(lambda x: x[0], split), keys[0])
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+    def add(total: PyTree, part: tuple[Batch, Array]) -> tuple[PyTree, None]:
+        return jax.tree.map(jnp.add, total, one(*part)), None
+
+    total, _ = jax.lax.scan(add, zeros, (split, keys))
+    return jax.tree.map(lambda x: x / parts, total)
+
+
+def make_step(config: Config, objective: Objective, mesh: Mesh, like: TrainState) -> Step:
+    """Compiles lazily to ``(state, frozen, batch) -> (state, metrics)``; the state is donated.
+
+    Args:
+      config: resolved.
+      objective: any.
+      mesh: devices.
+      like: abstract state, for its shardings.
+
+    A step whose loss or gradients are not finite leaves params, target and moments as they were; the step
+    number goes on.
+    """
+    adamw = adam(config)
+
+    def step(state: TrainState, frozen: PyTree, batch: Batch) -> tuple[TrainState, Metrics]:
+        now = schedules.at(config, state.step)
+        grads, metrics = _gradients(config, objective, state, frozen, batch)
+        norm = optax.tree.norm(grads)
+        finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"])
+
+        direction, opt_state = adamw.update(grads, state.opt_state)
+        decayed = tree.mask(state.params, f"^(?!.*{NO_DECAY})")
+        params = jax.tree.map(
+            lambda p, u, d: p - now.lr * (u + (now.weight_decay * p if d else 0.0)),
+            state.params, direction, decayed,
+        )  # fmt: skip
+        target = jax.tree.map(
+            lambda t, p: now.momentum * t + (1.0 - now.momentum) * p,
+            state.target, objective.target_of(params),
+        )  # fmt: skip
+        old = (state.params, state.target, state.opt_state)
+        new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), (params, target, opt_state), old)
+        bad = jnp.where(finite, 0, 1)
+        state = TrainState(
+            step=state.step + 1,
+            params=new[0],
+            target=new[1],
+            opt_state=new[2],
+            bad_steps=state.bad_steps + bad,
+            bad_in_a_row=jnp.where(finite, 0, state.bad_in_a_row + 1),
+        )
+        metrics |= {"grad_norm": norm, "lr": now.lr, "weight_decay": now.weight_decay}
+        metrics |= {"ema_momentum": now.momentum, "ramp": now.ramp}
+        metrics |= {"bad_steps": state.bad_steps, "bad_in_a_row": state.bad_in_a_row}
+        return state, metrics
+
+    shardings = jax.tree.map(lambda x: x.sharding, like)
+    return jax.jit(
+        step,
+        donate_argnums=0,
+        in_shardings=(shardings, None, sharding.batch_sharding(mesh)),
+        out_shardings=(shardings, sharding.replicated(mesh)),
+    )
