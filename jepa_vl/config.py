@@ -1,14 +1,15 @@
 """What a configuration means: typed, checked and completed before anything runs.
 
-Files in ``configs/`` start from :func:`defaults`, change values and return a ``ConfigDict``; the command
-line overrides single values; :func:`resolve` then checks types and meaning, fills in what is derived
-(``0`` and ``""`` stand for "derive it") and returns a frozen :class:`Config`.
+Files in ``configs/`` start from :func:`defaults`, change values and return a ``ConfigDict``; the
+command line overrides single values; :func:`resolve` then checks types and meaning, fills in what
+is derived (``0`` and ``""`` stand for "derive it") and returns a frozen :class:`Config`.
 """
 
 import dataclasses
 import difflib
 import hashlib
 import json
+import math
 from typing import Any, get_type_hints
 
 from ml_collections import ConfigDict
@@ -23,6 +24,10 @@ class ConfigError(ValueError):
     def __init__(self, key: str, value: Any, rule: str):
         self.key, self.value, self.rule = key, value, rule
         super().__init__(f"{key} = {value!r}: {rule}")
+
+    def __reduce__(self) -> tuple:
+        """Errors travel from data workers by pickle."""
+        return ConfigError, (self.key, self.value, self.rule)
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -45,8 +50,11 @@ def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return out
 
 
-def defaults() -> ConfigDict:
-    """All keys with their defaults, to be changed by a file in ``configs/``."""
+def defaults() -> Any:
+    """A ``ConfigDict`` of all keys with their defaults, to be changed by a file in ``configs/``.
+
+    Typed as Any: the attributes of a ConfigDict have no static types.
+    """
     return ConfigDict(dataclasses.asdict(Config()), convert_dict=True)
 
 
@@ -123,9 +131,46 @@ def _typed(name: str, value: Any, hint: type) -> Any:
 OBJECTIVES = ("ijepa", "tcjepa")
 DISTANCES = {"ijepa": "smooth_l1", "tcjepa": "l2"}
 
-# Keys that a resumed run may change: they alter neither the model, the data order nor the schedules.
-RESUMABLE = ("data.workers", "data.prefetch", "data.threads", "mesh.", "checkpoint.", "log.", "eval.",
-             "train.compile_cache", "train.max_bad_steps")  # fmt: skip
+CHOICES: dict[str, tuple[str, ...]] = {
+    "data.kind": ("shapes_world", "tar", "folder"),
+    "text.kind": ("hashed",),
+    "conditioner.kind": ("word_attention", "none"),
+    "loss.distance": tuple(sorted(set(DISTANCES.values()))),
+    "loss.regulariser": ("paper", "centred", "off"),
+    "masks.mode": ("production", "reference"),
+    "train.init": ("normal", "fan_in"),
+    "train.dtype": ("float32", "bfloat16"),
+    "log.progress": ("auto", "lines", "off"),
+}
+AT_LEAST_1 = (
+    "data.train_size", "data.prefetch", "data.threads",
+    "text.captions", "text.words", "text.width", "text.heads",
+    "encoder.mlp_width", "masks.target_blocks", "optim.warmup_steps", "loss.ramp_steps",
+    "train.batch_size", "train.micro_batches", "train.max_bad_steps",
+    "checkpoint.every", "checkpoint.keep_last",
+    "log.every", "log.diagnostics_every", "log.diagnostics_images",
+    "eval.every", "eval.k", "eval.train_images", "eval.val_images", "eval.batch_size",
+)  # fmt: skip
+NOT_NEGATIVE = (
+    "data.workers", "text.depth", "loss.sparse", "loss.consistency", "checkpoint.keep_every",
+    "optim.start_lr", "optim.final_lr", "optim.weight_decay", "optim.final_weight_decay",
+)  # fmt: skip
+POSITIVE = (
+    "optim.lr", "optim.eps", "optim.schedule_scale", "conditioner.mlp_ratio", "eval.temperature",
+)  # fmt: skip
+RANGES: dict[str, float | None] = {  # key of (low, high) -> the most that high may be
+    "data.crop_scale": 1.0,
+    "data.crop_ratio": None,
+    "masks.target_scale": 1.0,
+    "masks.target_aspect": None,
+    "masks.context_scale": 1.0,
+}
+
+# A resumed run may change these: they alter neither the model, the data order nor the schedules.
+RESUMABLE = (
+    "data.workers", "data.prefetch", "data.threads", "mesh.", "checkpoint.", "log.", "eval.",
+    "train.compile_cache", "train.max_bad_steps",
+)  # fmt: skip
 
 
 def reads_text(config: Config) -> bool:
@@ -146,6 +191,7 @@ def resolve(tree: Any) -> Config:
       ConfigError: names the key, the value and the rule.
     """
     config = from_dict(tree)
+    _check_finite(config)
     one_of("objective", config.objective, OBJECTIVES)
     encoder = _resolve_encoder(config.encoder)
     steps = config.train.steps
@@ -153,6 +199,7 @@ def resolve(tree: Any) -> Config:
     replace = dataclasses.replace
     predictor = replace(config.predictor, heads=config.predictor.heads or encoder.heads)
     _at_least("predictor.depth", predictor.depth, 1)
+    _at_least("predictor.width", predictor.width, 1)
     _divides("predictor.width", predictor.width, predictor.heads, "heads")
     if predictor.width % 4:
         raise ConfigError(
@@ -213,10 +260,9 @@ def _resolve_encoder(encoder: EncoderConfig) -> EncoderConfig:
                     f"variant {encoder.variant!r} has {value}; set variant=''",
                 )
         encoder = dataclasses.replace(encoder, **preset)
-    for name in ("width", "depth", "heads"):
+    for name in ("width", "depth", "heads", "patch_size", "image_size"):
         _at_least(f"encoder.{name}", getattr(encoder, name), 1)
     encoder = dataclasses.replace(encoder, mlp_width=encoder.mlp_width or 4 * encoder.width)
-    _at_least("encoder.patch_size", encoder.patch_size, 1)
     _divides("encoder.image_size", encoder.image_size, encoder.patch_size, "patch_size")
     _divides("encoder.width", encoder.width, encoder.heads, "heads")
     if encoder.width % 4:
@@ -226,61 +272,52 @@ def _resolve_encoder(encoder: EncoderConfig) -> EncoderConfig:
     return encoder
 
 
+def _check_finite(config: Config) -> None:
+    for name, value in flat(dataclasses.asdict(config)).items():
+        numbers = value if isinstance(value, tuple) else (value,)
+        if not all(math.isfinite(x) for x in numbers if isinstance(x, float)):
+            raise ConfigError(name, value, "must be finite")
+
+
 def _check_meaning(config: Config) -> None:
-    c = config
-    one_of("data.kind", c.data.kind, ("shapes_world", "tar", "folder"))
-    one_of("text.kind", c.text.kind, ("hashed",))
-    one_of("conditioner.kind", c.conditioner.kind, ("word_attention", "none"))
-    one_of("loss.distance", c.loss.distance, sorted(set(DISTANCES.values())))
-    one_of("loss.regulariser", c.loss.regulariser, ("paper", "centred", "off"))
-    one_of("masks.mode", c.masks.mode, ("production", "reference"))
-    one_of("train.dtype", c.train.dtype, ("float32", "bfloat16"))
-    one_of("log.progress", c.log.progress, ("auto", "lines", "off"))
-    positive = ("text.captions", "text.words", "text.width", "train.batch_size", "train.micro_batches",
-                "train.max_bad_steps", "checkpoint.every", "checkpoint.keep_last", "log.every",
-                "log.diagnostics_every", "log.diagnostics_images", "eval.k", "eval.train_images",
-                "eval.val_images", "masks.target_blocks", "data.prefetch", "data.threads", "data.train_size")  # fmt: skip
-    for name in positive:
-        section, leaf = name.split(".")
-        _at_least(name, getattr(getattr(c, section), leaf), 1)
-    for name in (
-        "data.workers",
-        "checkpoint.keep_every",
-        "loss.sparse",
-        "loss.consistency",
-        "text.depth",
-    ):
-        section, leaf = name.split(".")
-        _at_least(name, getattr(getattr(c, section), leaf), 0)
-    _at_least("text.vocabulary", c.text.vocabulary, 3)
+    values = flat(dataclasses.asdict(config))
+    for name, choices in CHOICES.items():
+        one_of(name, values[name], choices)
+    for names, least in ((AT_LEAST_1, 1), (NOT_NEGATIVE, 0), (("text.vocabulary",), 3)):
+        for name in names:
+            _at_least(name, values[name], least)
+    for name in POSITIVE:
+        if values[name] <= 0:
+            raise ConfigError(name, values[name], "above 0")
+    for name in ("optim.b1", "optim.b2"):
+        if not 0 <= values[name] < 1:
+            raise ConfigError(name, values[name], "0 <= value < 1")
+    for name, upper in RANGES.items():
+        _check_range(name, values[name], upper)
+    if not 0 <= config.seed < 2**32:
+        raise ConfigError("seed", config.seed, "0 <= seed < 2**32")
+    if not 0 < config.data.holdout < 1:
+        raise ConfigError("data.holdout", config.data.holdout, "between 0 and 1")
+    for name in ("data", "fsdp", "tensor"):
+        size = getattr(config.mesh, name)
+        if size < 1 and not (name == "data" and size == -1):
+            rule = "at least 1 (data may be -1: all devices that remain)"
+            raise ConfigError(f"mesh.{name}", size, rule)
+    _check_relations(config)
+
+
+def _check_relations(c: Config) -> None:
     _divides("text.width", c.text.width, c.text.heads, "heads")
     _divides("train.batch_size", c.train.batch_size, c.train.micro_batches, "micro_batches")
     if c.data.kind != "shapes_world" and not c.data.path:
-        raise ConfigError(
-            "data.path", c.data.path, f"kind {c.data.kind!r} needs the folder of the data"
-        )
+        rule = f"kind {c.data.kind!r} needs the folder of the data"
+        raise ConfigError("data.path", c.data.path, rule)
     if not 0 < c.optim.ema <= c.optim.final_ema <= 1:
-        raise ConfigError(
-            "optim.ema", c.optim.ema, f"0 < ema <= final_ema = {c.optim.final_ema} <= 1"
-        )
-    if not 0 < c.data.holdout < 1:
-        raise ConfigError("data.holdout", c.data.holdout, "between 0 and 1")
+        rule = f"0 < ema <= final_ema = {c.optim.final_ema} <= 1"
+        raise ConfigError("optim.ema", c.optim.ema, rule)
     if c.optim.warmup_steps >= c.train.steps * c.optim.schedule_scale and c.train.steps > 1:
-        raise ConfigError(
-            "optim.warmup_steps", c.optim.warmup_steps, f"below train.steps = {c.train.steps}"
-        )
-    for name in ("data.crop_scale", "data.crop_ratio", "masks.target_scale", "masks.target_aspect",
-                 "masks.context_scale"):  # fmt: skip
-        section, leaf = name.split(".")
-        _check_range(
-            name, getattr(getattr(c, section), leaf), upper=1.0 if leaf.endswith("scale") else None
-        )
-    for name in ("data", "fsdp", "tensor"):
-        size = getattr(c.mesh, name)
-        if size < 1 and not (name == "data" and size == -1):
-            raise ConfigError(
-                f"mesh.{name}", size, "at least 1 (data may be -1: all devices that remain)"
-            )
+        rule = f"below train.steps = {c.train.steps}"
+        raise ConfigError("optim.warmup_steps", c.optim.warmup_steps, rule)
 
 
 def _check_range(name: str, value: tuple, upper: float | None) -> None:

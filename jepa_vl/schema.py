@@ -155,6 +155,7 @@ class TrainConfig:
     steps: int = key(1000, "optimizer steps of the run")
     batch_size: int = key(64, "B, images a step over all hosts")
     micro_batches: int = key(1, "parts that a step's batch is computed in; gradients are averaged")
+    init: str = key("normal", "of kernels: normal (N(0, 0.02), I-JEPA) or fan_in (std fan_in^-1/2)")
     dtype: str = key(
         "float32", "compute dtype of matrix products: float32 or bfloat16; state stays float32"
     )
@@ -198,7 +199,7 @@ class EvalConfig:
     every: int = key(0, "steps between online kNN evaluations; 0: a quarter of the run")
     path: str = key(
         "",
-        "held-out source of the same kind; empty: val beside a folder named train, else data.holdout",
+        "held-out source, same kind; empty: val beside a folder named train, else data.holdout",
     )
     train_images: int = key(2000, "labelled training images that kNN searches")
     val_images: int = key(1000, "labelled held-out images that kNN classifies")
@@ -209,7 +210,7 @@ class EvalConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """One run. Every value is final: overrides applied, meaning checked, derived values filled in."""
+    """One run. Once resolved every value is final: checked, and filled in where it is derived."""
 
     seed: int = key(0, "of initialisation, data order, captions and masks")
     objective: str = key("tcjepa", "ijepa or tcjepa")

@@ -34,7 +34,8 @@ def check_shape(name: str, array: Array, spec: str, **sizes: int) -> dict[str, i
     Args:
       name: how the array is called in the error.
       array: anything with a ``shape``.
-      spec: letters separated by blanks, e.g. ``"B K D"``; an integer stands for itself, ``_`` for any size.
+      spec: letters separated by blanks, e.g. ``"B K D"``; an integer stands for itself, ``_`` for
+        any size.
       **sizes: sizes already known, e.g. ``B=8``.
 
     Returns:

@@ -1,7 +1,8 @@
 """The mesh, and where every array lives on it.
 
-Two tables: parameter name -> logical axes, logical axis -> mesh axes. Parameters, the EMA target and both
-moments of Adam end in the same names, so one table serves them all. One device is a mesh of one.
+Two tables: parameter name -> logical axes, logical axis -> mesh axes. Parameters, the EMA target
+and both moments of Adam end in the same names, so one table serves them all. One device is a mesh
+of one.
 """
 
 import math
@@ -9,7 +10,7 @@ import re
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jepa_vl import tree
@@ -56,8 +57,14 @@ def make_mesh(config: MeshConfig, devices: list | None = None) -> Mesh:
     inner = config.fsdp * config.tensor
     data = len(devices) // inner if config.data == -1 else config.data
     if data * inner != len(devices) or data < 1:
-        shape = (config.data, config.fsdp, config.tensor)
-        raise ConfigError("mesh", shape, f"data x fsdp x tensor must be {len(devices)} devices")
+        shape, fits = (config.data, config.fsdp, config.tensor), len(devices) // inner
+        hint = (
+            f"fsdp x tensor = {inner} does not divide them"
+            if len(devices) % inner
+            else f"with this fsdp and tensor data must be {fits}, or -1 for all that remain"
+        )
+        rule = f"data x fsdp x tensor must be {len(devices)}, the number of devices; {hint}"
+        raise ConfigError("mesh", shape, rule)
     shape = (data, config.fsdp, config.tensor)
     array = np.array(devices).reshape(shape)
     return Mesh(array, AXES, axis_types=(AxisType.Auto,) * len(AXES))
@@ -66,7 +73,7 @@ def make_mesh(config: MeshConfig, devices: list | None = None) -> Mesh:
 def parameter_spec(name: str, shape: tuple[int, ...], mesh: Mesh) -> P:
     """The partition of one leaf of the train state.
 
-    A dimension that its mesh axis does not divide stays whole; :func:`assert_sharded` bounds how much.
+    A dimension that its mesh axis does not divide stays whole; :func:`assert_sharded` bounds them.
 
     Raises:
       ValueError: not exactly one row of the table fits the name.
@@ -81,16 +88,16 @@ def parameter_spec(name: str, shape: tuple[int, ...], mesh: Mesh) -> P:
     return _spec(rows[0], shape, mesh, LOGICAL_TO_MESH)
 
 
-def _spec(axes: tuple, shape: tuple[int, ...], mesh: Mesh, table: dict) -> P:
+def _spec(axes: tuple, shape: tuple[int, ...], mesh: Mesh | AbstractMesh, table: dict) -> P:
     entries = []
     for axis, size in zip(axes, shape, strict=True):
         target = table[axis] if axis else None
-        names = (target,) if isinstance(target, str) else (target or ())
-        names = tuple(n for n in names if mesh.shape[n] > 1)
-        if not names or size % math.prod(mesh.shape[n] for n in names):
+        wanted = (target,) if isinstance(target, str) else (target or ())
+        names = [name for name in wanted if mesh.shape[name] > 1]
+        if not names or size % math.prod(mesh.shape[name] for name in names):
             entries.append(None)
         else:
-            entries.append(names if len(names) > 1 else names[0])
+            entries.append(tuple(names) if len(names) > 1 else names[0])
     return P(*entries)
 
 
@@ -119,24 +126,35 @@ def constrain(x: Array, *axes: str | None) -> Array:
     return jax.lax.with_sharding_constraint(x, _spec(axes, x.shape, mesh, ACTIVATION_TO_MESH))
 
 
+def replicated_excess(state: PyTree, mesh: Mesh, tolerance: float = 0.02) -> str:
+    """Says by how much a sharded mesh misses its purpose; empty where it does not.
+
+    Args:
+      state: arrays or ShapeDtypeStructs, with shardings.
+      mesh: one without fsdp and tensor replicates on purpose.
+      tolerance: share of the bytes that may be whole on every device.
+    """
+    if mesh.shape["fsdp"] * mesh.shape["tensor"] == 1:
+        return ""
+    leaves = tree.flatten(state)
+    sizes = {name: leaf.size * leaf.dtype.itemsize for name, leaf in leaves.items()}
+    whole = [name for name, leaf in leaves.items() if leaf.sharding.is_fully_replicated]
+    share = sum(sizes[name] for name in whole) / max(1, sum(sizes.values()))
+    if share <= tolerance:
+        return ""
+    worst = ", ".join(sorted(whole, key=lambda name: -sizes[name])[:5])
+    return f"{share:.1%} of the state's bytes are replicated (> {tolerance:.0%}): {worst}"
+
+
 def assert_sharded(state: PyTree, mesh: Mesh, tolerance: float = 0.02) -> None:
     """Fails when too many bytes of the state are whole on every device of a sharded mesh.
 
     Raises:
-      AssertionError: lists the largest replicated leaves.
+      AssertionError: see :func:`replicated_excess`; lists the largest replicated leaves.
     """
-    if mesh.shape["fsdp"] * mesh.shape["tensor"] == 1:
-        return
-    sizes = {name: leaf.size * leaf.dtype.itemsize for name, leaf in tree.flatten(state).items()}
-    whole = {
-        name: sizes[name]
-        for name, leaf in tree.flatten(state).items()
-        if all(entry is None for entry in parameter_spec(name, leaf.shape, mesh))
-    }
-    share = sum(whole.values()) / max(1, sum(sizes.values()))
-    if share > tolerance:
-        worst = ", ".join(sorted(whole, key=lambda n: -whole[n])[:5])
-        raise AssertionError(f"{share:.1%} of the bytes are replicated (> {tolerance:.0%}): {worst}")
+    excess = replicated_excess(state, mesh, tolerance)
+    if excess:
+        raise AssertionError(excess)
 
 
 def table(state: PyTree, mesh: Mesh) -> list[str]:

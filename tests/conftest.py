@@ -1,4 +1,4 @@
-"""Eight CPU devices for every test, set before jax is imported; no compile cache shared with users."""
+"""Eight CPU devices for every test, set before jax is imported."""
 
 import os
 import sys

@@ -73,8 +73,9 @@ def assert_close(ours, reference, rtol, name=""):
 def assert_trees_close(ours, reference, rtol, rounding):
     """All leaves to rtol; biases of keys to ``rounding``, absolute.
 
-    A constant added to all keys leaves the softmax unchanged, so the exact gradient of a key bias is 0.
-    What both codes compute there is rounding (about 1e-11), and Adam divides it by its epsilon.
+    A constant added to all keys leaves the softmax unchanged, so the exact gradient of a key bias
+    is 0. What both codes compute there is rounding (about 1e-11), and Adam divides it by its
+    epsilon.
     """
     left, right = tree.flatten(ours), tree.flatten(reference)
     assert left.keys() == right.keys()
@@ -86,7 +87,7 @@ def assert_trees_close(ours, reference, rtol, rounding):
 
 
 def image_major(array, blocks=4):
-    """The reference concatenates blocks on the batch axis, block-major: [M * B, ...] -> [B, M, ...]."""
+    """The reference concatenates blocks on the batch axis: [M * B, ...] -> [B, M, ...]."""
     return array.reshape(blocks, -1, *array.shape[1:]).swapaxes(0, 1)
 
 

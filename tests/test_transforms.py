@@ -156,5 +156,6 @@ def test_damaged_images_are_named(damage):
         lambda: transforms.centre_crop(data, 16, "shard/0042"),
         lambda: transforms.random_crop(data, 16, (0.3, 1.0), (0.75, 1.3), rng(), "shard/0042"),
     ):
-        with pytest.raises(ConfigError, match="shard/0042"):
+        with pytest.raises(ConfigError, match="shard/0042") as caught:
             read()
+        assert caught.value.key == "data.path" and "BytesIO" not in str(caught.value)

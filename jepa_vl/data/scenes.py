@@ -14,30 +14,38 @@ from typing import TypeVar
 
 import numpy as np
 
+from jepa_vl.data.textures import TEXTURES
 from jepa_vl.shapes import Array
 
 T = TypeVar("T")
 Colour = tuple[float, float, float]  # red, green, blue in [0, 1]
 
 COLOURS: dict[str, Colour] = {
-    "red": (0.88, 0.12, 0.14),
-    "green": (0.16, 0.70, 0.20),
-    "blue": (0.14, 0.26, 0.92),
-    "yellow": (0.96, 0.88, 0.12),
-    "purple": (0.58, 0.14, 0.74),
-    "orange": (0.98, 0.52, 0.06),
-    "cyan": (0.14, 0.84, 0.90),
-    "white": (0.95, 0.95, 0.95),
+    "red": (0.75, 0.25, 0.27),
+    "green": (0.26, 0.61, 0.28),
+    "blue": (0.28, 0.36, 0.78),
+    "yellow": (0.82, 0.76, 0.27),
+    "purple": (0.54, 0.25, 0.64),
+    "orange": (0.84, 0.52, 0.22),
+    "cyan": (0.27, 0.73, 0.77),
+    "white": (0.90, 0.90, 0.90),
 }
-TEXTURES = ("solid", "striped", "dotted", "checkered")
 BACKGROUNDS = ("plain", "gradient", "textured")
 
 BOUND = 1.58  # every shape of radius 1 fits in the disc of this radius, however it is turned
-_RADII = {"small": (0.075, 0.09), "medium": (0.105, 0.125), "large": (0.20, 0.25)}
-_GAP = 1.2  # sum of radii to distance of centres: tips may touch, bodies do not
-_TRIES = 30  # places tried for an object before the scene goes without it
-_SHADE = 0.5  # the second tone of a texture is the colour times this
-_PERIOD = (0.05, 0.12)  # of stripes, dots and checks: the first plus radius times the second
+_REACH = {  # the same for each shape alone
+    "circle": 1.0, "square": 1.26, "triangle": 1.56, "star": 1.47,
+    "cross": 1.23, "ring": 1.08, "heart": 1.22, "crescent": 1.58,
+}  # fmt: skip
+_RADII = {"small": (0.11, 0.13), "large": (0.15, 0.17)}
+_AREA = (0.20, 0.32)  # of all objects, where _TRIES draws of their sizes find it
+_TRIES = 20  # at a place for an object, and at the sizes of all
+_LAYOUTS = 150  # tried before the scene goes without its last objects
+_GAP = 0.015  # least distance of two bodies; a body is halfway between the disc and the reach
+_EDGE = 0.008  # least distance of an object from the edge
+_SPOTS = ((0.28, 0.28), (0.72, 0.28), (0.5, 0.72))  # for three objects if nothing else is found
+_SHADE = 0.22  # the second tone of a texture is the colour times this
+_PERIOD = (0.082, 0.1)  # of the textures
 _LATTICE = 9  # nodes along a side of a textured background
 
 
@@ -53,7 +61,9 @@ class SceneObject:
     y: float
     radius: float  # of the disc with the same area, so that area tells nothing about the shape
     tilt: float  # of the outline
-    grain: float  # of the texture
+    grain: float  # angle of the texture
+    period: float  # of the texture
+    phase: tuple[float, float]  # of the texture, in [0, 1)
     tint: Colour  # the colour as drawn, slightly off its name's
 
 
@@ -70,7 +80,7 @@ class Background:
 
 @dataclass(frozen=True)
 class Scene:
-    """A background and its objects in drawing order; the first is the main one."""
+    """A background and its 3 to 5 objects in drawing order, all of one texture."""
 
     background: Background
     objects: tuple[SceneObject, ...]
@@ -102,33 +112,65 @@ def _near(rng: np.random.Generator, colour: Colour, spread: float) -> Colour:
 
 
 def random_scene(rng: np.random.Generator) -> Scene:
-    """Draws a scene of 1 to 4 objects of different shapes; the first alone is large."""
-    grey = between(rng, 0.18, 0.42)
-    muted = _near(rng, (grey, grey, grey), 0.05)
-    grey += 0.15 if grey < 0.3 else -0.15
-    other = _near(rng, (grey, grey, grey), 0.05)
-    lattice = tuple((0.16 * (rng.random(_LATTICE**2) - 0.5)).tolist())
+    """Draws a scene of 3 to 5 objects of different shapes and one texture."""
+    grey = between(rng, 0.24, 0.28)
+    muted = _near(rng, (grey, grey, grey), 0.02)
+    grey += 0.06 if grey < 0.26 else -0.04
+    other = _near(rng, (grey, grey, grey), 0.02)
+    lattice = tuple((0.1 * (rng.random(_LATTICE**2) - 0.5)).tolist())
     angle = between(rng, -math.pi, math.pi)
     background = Background(pick(rng, BACKGROUNDS), muted, other, angle, lattice)
-    shapes = shuffled(rng, tuple(SHAPES))[: 1 + int(rng.random() * 4)]
+    texture = pick(rng, tuple(TEXTURES))
+    shapes = shuffled(rng, tuple(SHAPES))[: 3 + int(rng.random() * 3)]
+    sized = _sizes(rng, len(shapes))
+    reaches = [(radius, _REACH[s] * radius) for s, (_, radius) in zip(shapes, sized, strict=True)]
     objects: list[SceneObject] = []
-    for shape in shapes:
-        # Finding a place depends on radii alone: the number of objects must not tell the label.
-        size = pick(rng, ("small", "medium")) if objects else "large"
-        radius = between(rng, *_RADII[size])
-        edge = BOUND * radius
-        for _ in range(_TRIES):
-            x, y = between(rng, edge, 1 - edge), between(rng, edge, 1 - edge)
-            gaps = (math.hypot(o.x - x, o.y - y) - _GAP * (o.radius + radius) for o in objects)
-            if min(gaps, default=0) >= 0:
-                colour, texture = pick(rng, tuple(COLOURS)), pick(rng, TEXTURES)
-                tilt, grain = between(rng, -0.35, 0.35), between(rng, 0, math.pi)
-                tint = _near(rng, COLOURS[colour], 0.04)
-                objects.append(
-                    SceneObject(shape, colour, size, texture, x, y, radius, tilt, grain, tint)
-                )
-                break
+    # Fewer places than shapes are found in very few scenes: the last shapes are left out.
+    for shape, (size, radius), (x, y) in zip(shapes, sized, _places(rng, reaches), strict=False):
+        colour = pick(rng, tuple(COLOURS))
+        tilt, grain = between(rng, -0.35, 0.35), between(rng, 0, 2 * math.pi)
+        period, phase = between(rng, *_PERIOD), (rng.random(), rng.random())
+        tint = _near(rng, COLOURS[colour], 0.04)
+        objects.append(
+            SceneObject(
+                shape, colour, size, texture, x, y, radius, tilt, grain, period, phase, tint
+            )
+        )
     return Scene(background, tuple(objects))
+
+
+def _sizes(rng: np.random.Generator, count: int) -> list[tuple[str, float]]:
+    """Sizes and radii, the largest first, of objects that cover as much as they should."""
+    sized: list[tuple[str, float]] = []
+    for _ in range(_TRIES):
+        names = [pick(rng, tuple(_RADII)) for _ in range(count)]
+        sized = sorted(((n, between(rng, *_RADII[n])) for n in names), key=lambda pair: -pair[1])
+        if _AREA[0] <= math.pi * sum(radius * radius for _, radius in sized) <= _AREA[1]:
+            break
+    return sized
+
+
+def _places(
+    rng: np.random.Generator, reaches: Sequence[tuple[float, float]]
+) -> Sequence[tuple[float, float]]:
+    """Random centres for objects of given radii and reaches, or three spots if they do not fit."""
+    for _ in range(_LAYOUTS):
+        placed: list[tuple[float, float, float]] = []
+        for radius, reach in reaches:
+            body, edge = (radius + reach) / 2, reach + _EDGE
+            for x, y in (edge + (1 - 2 * edge) * rng.random((_TRIES, 2))).tolist():
+                for a, b, c in placed:
+                    least = body + c + _GAP
+                    if (x - a) * (x - a) + (y - b) * (y - b) < least * least:
+                        break
+                else:
+                    placed.append((x, y, body))
+                    break
+            else:
+                break
+        if len(placed) == len(reaches):
+            return [(x, y) for x, y, _ in placed]
+    return _SPOTS
 
 
 def render(scene: Scene, image_size: int) -> tuple[Array, Array]:
@@ -172,11 +214,9 @@ def _cover(item: SceneObject, xs: Array, ys: Array, size: int) -> tuple[Array, A
     u, v = _turned(xs, ys, item.tilt, 1 / item.radius)
     distance = SHAPES[item.shape](u, v)
     coverage = _soft(distance, item.radius * size)
-    if item.texture == "solid":
-        return coverage, np.ones_like(coverage)
-    period = _PERIOD[0] + _PERIOD[1] * item.radius
-    u, v = _turned(xs, ys, item.tilt + item.grain, 1 / period)
-    dark = _soft(_PATTERNS[item.texture](u, v), period * size)
+    u, v = _turned(xs, ys, item.grain, 1 / item.period)
+    p, q = (np.float32(phase) for phase in item.phase)
+    dark = _soft(TEXTURES[item.texture](u, v, p, q), item.period * size)
     return coverage, 1 - np.float32(1 - _SHADE) * dark
 
 
@@ -245,7 +285,7 @@ def _cross(u: Array, v: Array) -> Array:
 
 
 def _ring(u: Array, v: Array) -> Array:
-    return np.abs(np.sqrt(u * u + v * v) - 0.8660) - 0.2887
+    return np.abs(np.sqrt(u * u + v * v) - 0.7440) - 0.3360
 
 
 def _heart(u: Array, v: Array) -> Array:
@@ -272,34 +312,4 @@ SHAPES: dict[str, Callable[[Array, Array], Array]] = {
     "ring": _ring,
     "heart": _heart,
     "crescent": _crescent,
-}
-
-
-# Patterns: signed distance to the dark tone, in periods.
-
-
-def _wave(t: Array) -> Array:
-    """Triangle wave of period 1 and slope 1, from -1/4 to 1/4."""
-    return np.abs(t - np.floor(t) - 0.5) - 0.25
-
-
-def _stripes(u: Array, v: Array) -> Array:
-    del u
-    return _wave(v)
-
-
-def _dots(u: Array, v: Array) -> Array:
-    x, y = _wave(u) + 0.25, _wave(v) + 0.25
-    return np.sqrt(x * x + y * y) - 0.3
-
-
-def _checks(u: Array, v: Array) -> Array:
-    x, y = _wave(u * 0.7), _wave(v * 0.7)
-    return np.where((x < 0) == (y < 0), -1, 1) * np.minimum(np.abs(x), np.abs(y)) / np.float32(0.7)
-
-
-_PATTERNS: dict[str, Callable[[Array, Array], Array]] = {
-    "striped": _stripes,
-    "dotted": _dots,
-    "checkered": _checks,
 }

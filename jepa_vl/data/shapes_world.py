@@ -1,8 +1,9 @@
 """The built-in data set: procedural scenes with captions, a label, masks and word-to-object links.
 
-A scene has one large object, whose shape is the label, and up to three smaller ones. Shapes differ
-within a scene, so that a noun names one object; colours and textures are drawn independently of
-shapes. Item i is a function of (seed, split, i) alone; the image size changes nothing but pixels.
+A scene has 3 to 5 objects of one texture, the label. Shapes differ within a scene, so that a noun
+names one object; colours, shapes, sizes and places are drawn independently of the texture, whose
+two tones cover one half each, so that no histogram of colours tells it. Item i is a function of
+(seed, split, i) alone; the image size changes nothing but pixels.
 """
 
 import hashlib
@@ -11,15 +12,18 @@ from typing import Any, SupportsIndex
 
 import numpy as np
 
-from jepa_vl.data.scenes import SHAPES, Scene, SceneObject, pick, random_scene, render, shuffled
+from jepa_vl.data.scenes import Scene, SceneObject, pick, random_scene, render, shuffled
+from jepa_vl.data.textures import TEXTURES
 
-_VERSION = 1  # raise it whenever a pixel or a caption changes
+_VERSION = 2  # raise it whenever a pixel or a caption changes
 _SPLITS = ("train", "val")
 _CLEAR = (
     0.15  # least distance of centres, in sides, that a caption calls left, right, above or below
 )
 _MAX_WORDS = 16
 _USUAL = 0.6  # chance of the first, usual word among synonyms
+_TEXTURED = 0.6  # chance that an object's phrase is sure to name its texture
+_TRIES = 60  # captions made, among which are repeats and long ones, before the plain ones are taken
 
 # What captions say. The first word of a row is the usual one; several words name the same object.
 _WORDS = {
@@ -32,51 +36,58 @@ _WORDS = {
     "heart": ("heart", "heart shape"),
     "crescent": ("crescent", "moon"),
     "small": ("small", "tiny", "little"),
-    "medium": ("medium", "medium sized"),
     "large": ("large", "big", "huge"),
-    "solid": ("solid", "plain", "unpatterned"),
     "striped": ("striped", "stripy", "banded"),
-    "dotted": ("dotted", "spotted"),
     "checkered": ("checkered", "chequered", "checked"),
+    "dotted": ("dotted", "spotted"),
+    "gridded": ("gridded", "latticed"),
+    "ringed": ("ringed", "hooped"),
+    "zigzag": ("zigzag", "chevron"),
+    "rayed": ("rayed", "sunburst"),
+    "speckled": ("speckled", "mottled", "blotchy"),
     "red": ("red", "crimson"),
     "purple": ("purple", "violet"),
     "cyan": ("cyan", "turquoise"),
 }
 _SURFACES = {"plain": "flat", "gradient": "shaded", "textured": "cloudy"}
-_NUMBERS = ("", "one", "two", "three", "four")
+_NUMBERS = ("", "one", "two", "three", "four", "five")
 
 # Slots: {a0} and {the0} are phrases of the first object spoken of, {shape0}, {colour0}, ... single
-# attributes, {list} all objects, {surface} the background, {count} and {others} numbers.
-_ONE = (
-    "a picture of {a0}",
-    "{a0} on a {surface} background",
-    "{a0} and nothing else",
-    "a single object , {a0}",
-    "{a0} alone in the picture",
-)
-_ALL = (
-    "a picture of {list}",
+# attributes, {list} all objects with adjectives, {nouns} without, {texture} what all share,
+# {surface} the background, {count} a number. {texture} and {count} name no single object.
+_WHOLE = (
+    "several {texture} shapes",
+    "{count} {texture} shapes",
+    "{count} {texture} shapes on a {surface} background",
+    "{texture} shapes on a {surface} background",
+    "a picture of {count} {texture} things",
+    "a scene with {texture} shapes",
+    "all {count} shapes are {texture}",
+    "every shape is {texture}",
+    "{count} {texture} shapes , {nouns}",
+    "{texture} shapes , {nouns}",
+    "{nouns} , all {texture}",
+    "{nouns} are all {texture}",
+    "{list}",
     "a scene with {list}",
     "{list} on a {surface} background",
-    "{count} shapes , {list}",
-    "{list}",
-)
-_MAIN = (
-    "one of {count} shapes is {a0}",
-    "{a0} with {others} beside it",
-    "{a0} and {others} on a {surface} background",
 )
 _SINGLE = (
     "{a0}",
     "there is {a0}",
     "{a0} in the picture",
-    "the picture shows {a0}",
+    "one of {count} shapes is {a0}",
     "the {shape0} is {colour0}",
     "the {shape0} is {colour0} and {texture0}",
     "the {colour0} {shape0} is {texture0}",
-    "the {shape0} is {size0} and {colour0}",
-    "a {size0} {shape0} in {colour0}",
+    "the {shape0} is {texture0}",
+    "a {texture0} {shape0} in {colour0}",
+    "a {size0} {texture0} {shape0}",
 )
+_PLAIN = (
+    "the {shape0} is {texture0}",
+    "the {shape0} is {colour0}",
+)  # 2 for each of 3 objects: >= 5
 _RELATIONS = {
     "left": (
         "{a0} to the left of {a1}",
@@ -116,7 +127,7 @@ class ShapesWorld:
       image_size: side of the images, pixels.
     """
 
-    classes: tuple[str, ...] = tuple(SHAPES)
+    classes: tuple[str, ...] = tuple(TEXTURES)
 
     def __init__(self, seed: int, length: int, image_size: int, split: str = "train"):
         """Names the scenes; none is made yet.
@@ -155,7 +166,7 @@ class ShapesWorld:
 
         Returns:
           Also ``mask`` [H, W] uint8 (0 background, k where object k is seen), ``objects`` (a list
-          of ``SceneObject`` in drawing order, the main one first) and ``word_objects``: for each
+          of ``SceneObject`` in drawing order) and ``word_objects``: for each
           caption and each of its words (as ``captions.words`` splits it) the object that it names,
           from 1, 0 for none.
 
@@ -173,7 +184,7 @@ class ShapesWorld:
         return {
             "image": image,
             "captions": list(captions),
-            "label": self.classes.index(scene.objects[0].shape),
+            "label": self.classes.index(scene.objects[0].texture),
             "key": f"{self.split}-{index:08d}",
             "mask": mask,
             "objects": list(scene.objects),
@@ -194,25 +205,30 @@ class ShapesWorld:
 
 def _captions(scene: Scene, rng: np.random.Generator) -> dict[str, list[int]]:
     """5 to 9 different captions, each with the object that every word names."""
-    makers = [_whole, _single, _relation] if _related(scene) else [_whole, _single]
+    makers = (_whole, _single, _relation) if _related(scene) else (_whole, _single)
     count = 5 + int(rng.random() * 5)
     out: dict[str, list[int]] = {}
-    while len(out) < count:
-        said = makers[len(out) % len(makers)](scene, rng)
-        named = [number for word, number in said if word != ","]
-        if len(named) <= _MAX_WORDS:
-            out.setdefault(" ".join(word for word, _ in said).replace(" ,", ","), named)
+    for _ in range(_TRIES):
+        if len(out) == count:
+            return out
+        _keep(makers[len(out) % len(makers)](scene, rng), out)
+    for template in _PLAIN:
+        for number in range(len(scene.objects)):
+            if len(out) < 5:
+                _keep(_fill(template, scene, rng, [number], 0), out)
     return out
 
 
+def _keep(said: _Words, out: dict[str, list[int]]) -> None:
+    """Adds a caption that is neither too long nor there already."""
+    named = [number for word, number in said if word != ","]
+    if len(named) <= _MAX_WORDS:
+        out.setdefault(" ".join(word for word, _ in said).replace(" ,", ","), named)
+
+
 def _whole(scene: Scene, rng: np.random.Generator) -> _Words:
-    count = len(scene.objects)
-    order = shuffled(rng, range(count))
-    if count == 1:
-        return _fill(pick(rng, _ONE), scene, rng, order, 3)
-    if rng.random() < 0.5:
-        return _fill(pick(rng, _MAIN), scene, rng, [0], 3)
-    return _fill(pick(rng, _ALL), scene, rng, order, 2 if count == 2 else 1)
+    order = shuffled(rng, range(len(scene.objects)))
+    return _fill(pick(rng, _WHOLE), scene, rng, order, 2 if len(order) == 3 else 1)
 
 
 def _single(scene: Scene, rng: np.random.Generator) -> _Words:
@@ -241,21 +257,22 @@ def _fill(
     template: str, scene: Scene, rng: np.random.Generator, spoken: list[int], detail: int
 ) -> _Words:
     """Fills a template; ``spoken`` are the objects by slot, ``detail`` is as in ``_phrase``."""
-    others = len(scene.objects) - 1
-    numbers = {
+    shared = {
         "{count}": _NUMBERS[len(scene.objects)],
-        "{others}": f"{_NUMBERS[others]} smaller {'shape' if others == 1 else 'shapes'}",
         "{surface}": _SURFACES[scene.background.kind],
     }
     out: _Words = []
     for token in template.split():
-        if token == "{list}":
+        if token in ("{list}", "{nouns}"):
             for place, number in enumerate(spoken):
                 if place:
                     out.append(("and" if place == len(spoken) - 1 else ",", 0))
-                out += _phrase("a", scene.objects[number], number + 1, rng, detail)
-        elif not token.startswith("{") or token in numbers:
-            out += [(word, 0) for word in numbers.get(token, token).split()]
+                item = scene.objects[number]
+                out += _phrase("a", item, number + 1, rng, detail if token == "{list}" else 0)
+        elif token == "{texture}":
+            out += [(word, 0) for word in _said(scene.objects[0].texture, rng)]
+        elif not token.startswith("{") or token in shared:
+            out.append((shared.get(token, token), 0))
         else:
             kind, number = token[1:-2], spoken[int(token[-2])]
             item = scene.objects[number]
@@ -269,8 +286,11 @@ def _fill(
 def _phrase(
     article: str, item: SceneObject, number: int, rng: np.random.Generator, detail: int
 ) -> _Words:
-    """An article, 1 to ``detail`` adjectives and the noun."""
-    kept = shuffled(rng, ("size", "texture", "colour"))[: 1 + int(rng.random() * detail)]
+    """An article, 1 to ``detail`` adjectives, or none if it is 0, and the noun."""
+    kept = shuffled(rng, ("size", "texture", "colour"))
+    if rng.random() < _TEXTURED:
+        kept.sort(key=lambda kind: kind != "texture")
+    kept = kept[: min(detail, 1 + int(rng.random() * detail))]
     kept.sort(key=lambda kind: kind != "size")  # size comes first, colour and texture in any order
     said = [word for kind in (*kept, "shape") for word in _said(getattr(item, kind), rng)]
     if article == "a" and said[0][0] in "aeiou":
@@ -283,3 +303,12 @@ def _said(attribute: str, rng: np.random.Generator) -> list[str]:
     ways = _WORDS.get(attribute, (attribute,))
     usual = len(ways) == 1 or rng.random() < _USUAL
     return (ways[0] if usual else pick(rng, ways[1:])).split()
+
+
+def attribute(word: str, item: SceneObject) -> str:
+    """Which attribute of an object a word names: shape, colour, size, texture or none ("")."""
+    for kind in ("shape", "colour", "size", "texture"):
+        name = getattr(item, kind)
+        if any(word in way.split() for way in _WORDS.get(name, (name,))):
+            return kind
+    return ""

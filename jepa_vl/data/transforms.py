@@ -2,6 +2,7 @@
 
 import io
 import math
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -14,6 +15,7 @@ CROP_TRIES = 10  # as torchvision's RandomResizedCrop
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels of the upright image
 _ORIENTATION = 0x0112
 _SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
+_BUFFER = re.compile(r" ?<_io\.BytesIO[^>]*>")  # where Pillow would name a file
 
 
 def decode(image: bytes | Array, key: str) -> Array:
@@ -123,8 +125,9 @@ def _crop(
             _draft(opened, box, size)
         upright = _rgb(opened if orientation == 1 else ImageOps.exif_transpose(opened))
     except Exception as error:  # damaged files make Pillow's readers raise almost anything
-        rule = f"its image cannot be decoded ({len(image)} bytes; {type(error).__name__}: {error})"
-        raise ConfigError("data.path: sample", key, rule) from error
+        why = _BUFFER.sub("", f"{type(error).__name__}: {error}")
+        rule = f"the image of this record cannot be decoded ({len(image)} bytes; {why})"
+        raise ConfigError("data.path", key, rule) from error
     # The decoder may have halved the image (rounding up): the box follows.
     fx, fy = upright.width / width, upright.height / height
     return _resize(upright, (box[0] * fx, box[1] * fy, box[2] * fx, box[3] * fy), size)

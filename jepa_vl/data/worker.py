@@ -1,25 +1,22 @@
 """What data worker processes run first, and how they end."""
 
-import copyreg
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 from multiprocessing import spawn
 from typing import Any
 
-from jepa_vl.config import ConfigError
-
 if __name__ == "__mp_main__":  # in a worker, before Grain is imported there
     from absl import logging
 
+    # Ctrl-C reaches the whole process group; the trainer alone decides what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Grain then uses its own tree functions: 140 MB and half a second less a worker. It also
     # warns that there is no jax profiler.
     sys.modules.setdefault("jax", None)  # pyright: ignore[reportArgumentType]
     logging.set_verbosity(logging.ERROR)
-
-# Errors travel from workers by pickle, which by itself would call ConfigError(message).
-copyreg.pickle(ConfigError, lambda error: (ConfigError, (error.key, error.value, error.rule)))
 
 _GRAIN_WORKER = "grain-process-prefetch"  # how Grain's worker processes are called
 _preparation = spawn.get_preparation_data

@@ -1,6 +1,7 @@
 """Pooled features of data sets, from any encoder."""
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,25 +9,37 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jepa_vl.models.vit import ViT
-from jepa_vl.sharding import batch_sharding, replicated
 from jepa_vl.shapes import Array, PyTree
+from jepa_vl.sharding import batch_sharding, replicated
 
 # (encoder parameters, images [B, H, W, 3]) -> [B, D] float32
 Encode = Callable[[PyTree, Array], Array]
 
 
 def make_encode(encoder: ViT, mesh: Mesh) -> Encode:
-    """Compiles average pooling over all patches of the final layer, after its LayerNorm."""
+    """Compiles average pooling over all patches of the final layer, after its LayerNorm.
 
-    def encode(params: PyTree, images: Array) -> Array:
-        return jnp.mean(encoder.apply({"params": params}, images), axis=1)
+    Callers inside and outside the mesh's context share one compilation: it is entered here.
+    """
 
-    return jax.jit(
-        encode, in_shardings=(None, batch_sharding(mesh)), out_shardings=replicated(mesh)
+    def pool(params: PyTree, images: Array) -> Array:
+        tokens: Any = encoder.apply({"params": params}, images)
+        return jnp.mean(tokens, axis=1)
+
+    compiled = jax.jit(
+        pool, in_shardings=(None, batch_sharding(mesh)), out_shardings=replicated(mesh)
     )
 
+    def encode(params: PyTree, images: Array) -> Array:
+        with jax.set_mesh(mesh):
+            return compiled(params, images)
 
-def pooled(encode: Encode, params: PyTree, images: Iterable[Array], valid: Iterable[Array]) -> Array:
+    return encode
+
+
+def pooled(
+    encode: Encode, params: PyTree, images: Iterable[Array], valid: Iterable[Array]
+) -> Array:
     """Features of all valid images: float32 [n, D], in order.
 
     Args:

@@ -66,15 +66,17 @@ def load(config: Config, source: Source, count: int) -> LabelledImages:
     if not rows:
         empty = np.zeros(0, np.int32)
         return LabelledImages([], [], empty)
-    return LabelledImages([r[0] for r in rows], [r[1] for r in rows], np.concatenate([r[2] for r in rows]))
+    return LabelledImages(
+        [r[0] for r in rows], [r[1] for r in rows], np.concatenate([r[2] for r in rows])
+    )
 
 
 class Knn:
     """kNN accuracy on the held-out part, searching the training part.
 
-    Protocol: average-pooled patches of the final layer (after its LayerNorm), no augmentation, cosine,
-    ``eval.k`` neighbours, temperature ``eval.temperature``. Whoever calls :meth:`run` chooses the branch;
-    the loop passes the target encoder.
+    Protocol: average-pooled patches of the final layer (after its LayerNorm), no augmentation,
+    cosine, ``eval.k`` neighbours, temperature ``eval.temperature``. Whoever calls :meth:`run`
+    chooses the branch; the loop passes the target encoder.
     """
 
     def __init__(self, config: Config, encode: features.Encode, train: Source, held_out: Source):
@@ -92,7 +94,11 @@ class Knn:
 
     def run(self, params: PyTree) -> dict[str, float]:
         """Accuracy of an encoder's parameters: {"knn": ...} in [0, 1]."""
-        return {"knn": self._accuracy(self._features(params, self.train), self._features(params, self.held_out))}
+        return {
+            "knn": self._accuracy(
+                self._features(params, self.train), self._features(params, self.held_out)
+            )
+        }
 
     def pixels(self) -> dict[str, float]:
         """The same protocol on raw 16 x 16 pixels, centred by the training mean."""

@@ -43,7 +43,7 @@ class Reading(NamedTuple):
 
 
 def paper_similarity(logits: Array, q: Array, k: Array, word_mask: Array) -> Array:
-    """O = max(cos(q, k), 0), literally. Adding one vector to all keys can drive it to 0 for good."""
+    """O = max(cos(q, k), 0), literally. One vector added to all keys can drive it to 0 for good."""
     cosine = logits / (fast.safe_norm(q)[:, :, None, None] * fast.safe_norm(k)[:, None])
     return jax.nn.relu(cosine) * word_mask[:, None]
 
@@ -51,8 +51,8 @@ def paper_similarity(logits: Array, q: Array, k: Array, word_mask: Array) -> Arr
 def centred_similarity(logits: Array, q: Array, k: Array, word_mask: Array) -> Array:
     """O = max(cos(q, k - mean of the caption's keys), 0).
 
-    Blind to a shift of all keys, as the softmax is; some word is always positive. Captions of one word
-    have O = 0.
+    Blind to a shift of all keys, as the softmax is; some word is always positive. Captions of one
+    word have O = 0.
     """
     valid = word_mask.astype(jnp.float32)
     count = jnp.maximum(jnp.sum(valid, axis=-1, keepdims=True), 1.0)

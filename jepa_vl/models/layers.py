@@ -1,8 +1,8 @@
 """The parts that all towers are made of: dense, LayerNorm, attention, MLP, block, position table.
 
-Initialisation is what I-JEPA really trains with: kernels N(0, 0.02) without a depth rescale, biases 0,
-LayerNorm (1, 0). The residual stream, norms, softmax and losses are float32; ``dtype`` is that of the
-matrix products.
+Initialisation is what I-JEPA really trains with: kernels N(0, 0.02) without a depth rescale,
+biases 0, LayerNorm (1, 0). The residual stream, norms, softmax and losses are float32; ``dtype`` is
+that of the matrix products.
 """
 
 from typing import Any
@@ -13,18 +13,19 @@ import numpy as np
 from flax import linen as nn
 
 from jepa_vl.models import fast
-from jepa_vl.sharding import constrain
 from jepa_vl.shapes import Array
+from jepa_vl.sharding import constrain
 
 EPS = 1e-6  # of every affine LayerNorm (torch's default would be 1e-5)
-NORMAL = nn.initializers.normal(0.02)
+INIT_STD = 0.02
+NORMAL = nn.initializers.normal(INIT_STD)
 
 
 def sincos_table(width: int, grid: int) -> np.ndarray:
     """The fixed 2-D position table of I-JEPA.
 
-    The first half of the channels encodes the column, the second the row; each half is all sines, then
-    all cosines. Computed in float64.
+    The first half of the channels encodes the column, the second the row; each half is all sines,
+    then all cosines. Computed in float64.
 
     Args:
       width: channels, divisible by 4.

@@ -15,7 +15,7 @@ from jepa_vl.shapes import Array, check_shape
 class Predictor(nn.Module):
     """Predicts the target encoder's features of masked patches.
 
-    Each target block is a sequence of its own, [context ; block]: blocks never attend to each other.
+    Each target block is a sequence of its own, [context ; block]: blocks never see each other.
     """
 
     grid: int
@@ -67,7 +67,7 @@ class Predictor(nn.Module):
         readings = []
         for i in range(self.config.depth):
             last = i == self.config.depth - 1
-            # Context rows of the last block are read by nobody, unless a conditioner regularises them.
+            # Nobody reads the last block's context rows, unless a conditioner regularises them.
             first_query = k if last and words is None else 0
             block = Block(self.config.heads, 4 * width, self.dtype, name=f"block_{i}")
             x = block(x, key_valid, first_query)
@@ -81,5 +81,7 @@ class Predictor(nn.Module):
 
         x = LayerNorm(name="norm")(x[:, -c:])
         prediction = Dense(self.out_width, dtype=self.dtype, name="project")(x).astype(jnp.float32)
-        stacked = Reading(*(jnp.stack(r) for r in zip(*readings, strict=True))) if readings else None
+        stacked = (
+            Reading(*(jnp.stack(r) for r in zip(*readings, strict=True))) if readings else None
+        )
         return prediction.reshape(b, m, c, self.out_width), stacked

@@ -11,10 +11,10 @@ from jepa_vl.shapes import Array, check_shape
 
 
 class HashedText(nn.Module):
-    """The built-in tower: hashed word pieces, learned positions, a few blocks. Trained with the model.
+    """The built-in tower, trained with the model: hashed word pieces, positions, a few blocks.
 
-    It needs no download and no vocabulary file. It is no substitute for a pretrained tower: captions
-    in which a word is new tell it nothing about that word.
+    It needs no download and no vocabulary file. It is no substitute for a pretrained tower:
+    captions in which a word is new tell it nothing about that word.
     """
 
     config: TextConfig

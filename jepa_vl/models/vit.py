@@ -19,12 +19,12 @@ def normalise(images: Array) -> Array:
     """uint8 [B, H, W, 3] -> float32, ImageNet mean and std; float input is returned as it is."""
     if images.dtype != jnp.uint8:
         return images
-    mean, std = np.float32(IMAGENET_MEAN), np.float32(IMAGENET_STD)
+    mean, std = np.array(IMAGENET_MEAN, np.float32), np.array(IMAGENET_STD, np.float32)
     return (images.astype(jnp.float32) / 255.0 - mean) / std
 
 
 def patchify(images: Array, patch: int) -> Array:
-    """[B, H, W, 3] -> [B, T, patch * patch * 3]: row-major patches, pixels as (row, column, RGB)."""
+    """[B, H, W, 3] -> [B, T, patch * patch * 3]: row-major patches; pixels (row, column, RGB)."""
     b, h, w, c = images.shape
     x = images.reshape(b, h // patch, patch, w // patch, patch, c)
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, (h // patch) * (w // patch), patch * patch * c)

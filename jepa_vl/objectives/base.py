@@ -1,14 +1,16 @@
 """What an objective is, the registry, and the one place where targets are made."""
 
+import math
 from collections.abc import Callable
 from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 
+from jepa_vl import tree
 from jepa_vl.config import Config
 from jepa_vl.models import vit
-from jepa_vl.models.layers import layer_norm
+from jepa_vl.models.layers import INIT_STD, layer_norm
 from jepa_vl.shapes import Array, PyTree
 
 TARGET_EPS = 1e-5  # of the parameter-free LayerNorm of targets; torch's functional default
@@ -60,7 +62,7 @@ def register(name: str) -> Callable[[type], type]:
 
 
 def encode_targets(encoder: vit.ViT, target: PyTree, images: Array, tgt_idx: Array) -> Array:
-    """Features to predict: full image, parameter-free LayerNorm, then the blocks' tokens; no gradient.
+    """Features to predict: full image, parameter-free LayerNorm, the blocks' tokens; no gradient.
 
     Args:
       encoder: the encoder; target: its EMA parameters.
@@ -80,3 +82,21 @@ def target_spread(targets: Array) -> Array:
     """Standard deviation of targets [B, M, C, D] over tokens, mean over channels; 0 is collapse."""
     tokens = targets.reshape(-1, targets.shape[-1])
     return jnp.mean(jnp.std(tokens, axis=0))
+
+
+def rescale_init(params: PyTree, init: str) -> PyTree:
+    """Gives kernels, drawn from N(0, 0.02), the spread that ``train.init`` asks for.
+
+    Args:
+      params: fresh parameters.
+      init: ``normal`` leaves them; ``fan_in`` makes the standard deviation fan_in^-1/2. Below a
+        width of some hundreds N(0, 0.02) starts all but linear, with attention that is all but
+        uniform.
+    """
+
+    def rescale(name: str, leaf: Array) -> Array:
+        if not name.endswith("kernel"):
+            return leaf
+        return leaf * (math.prod(leaf.shape[:-1]) ** -0.5 / INIT_STD)
+
+    return params if init == "normal" else tree.map_named(rescale, params)

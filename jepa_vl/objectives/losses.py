@@ -9,7 +9,7 @@ from jepa_vl.shapes import Array
 
 
 def l2(prediction: Array, target: Array) -> Array:
-    """Euclidean norm of the error of each token, not its square (TC-JEPA Eq. 1): [..., D] -> [...]."""
+    """Euclidean norm of each token's error, not its square (TC-JEPA Eq. 1): [..., D] -> [...]."""
     return fast.safe_norm(prediction - target)
 
 
@@ -34,8 +34,8 @@ def sparsity_terms(
 ) -> tuple[Array, Array]:
     """L_sparse and L_consistency of TC-JEPA, each an average over an image's captions.
 
-    Sums over words (padding is 0 already), then means over layers, over context and target tokens of all
-    block copies, over the captions that an image has (the 1 / N of the total), over images.
+    Sums over words (padding is 0 already), then means over layers, over context and target tokens
+    of all block copies, over the captions that an image has (the 1 / N of the total), over images.
 
     Args:
       reading: similarity float32 [L, B, M, T, N, S].

@@ -1,4 +1,6 @@
-"""TC-JEPA (arXiv 2605.03245), and I-JEPA (arXiv 2301.08243) as the same road without a conditioner."""
+"""TC-JEPA (arXiv 2605.03245), and I-JEPA (arXiv 2301.08243): the same road, no conditioner."""
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -7,16 +9,17 @@ from jepa_vl.config import Config, reads_text
 from jepa_vl.models import predictor, text, vit
 from jepa_vl.models.conditioner import Reading, Words
 from jepa_vl.objectives import losses
-from jepa_vl.objectives.base import Batch, encode_targets, register, target_spread
+from jepa_vl.objectives.base import Batch, encode_targets, register, rescale_init, target_spread
 from jepa_vl.shapes import Array, PyTree
 
 
 @register("ijepa")
 @register("tcjepa")
 class TCJepa:
-    """L = L_predict + lambda / N sum L_sparse + beta / N sum L_consistency; the regularisers ramped.
+    """L = L_predict + ramp * (lambda / N sum L_sparse + beta / N sum L_consistency).
 
-    Parameters: ``encoder`` (the EMA target follows it), ``predictor`` with its conditioners, ``text``.
+    Parameters: ``encoder`` (the EMA target follows it), ``predictor`` with its conditioners,
+    ``text``.
     """
 
     def __init__(self, config: Config):
@@ -49,7 +52,8 @@ class TCJepa:
             words = Words(states, mask, batch["caption_mask"])
         context = jnp.zeros((*ctx_idx.shape, self.config.encoder.width))
         variables = self.predictor.init(keys[1], context, ctx_idx, tgt_idx, words)
-        return params | {"predictor": variables["params"]}
+        params |= {"predictor": variables["params"]}
+        return rescale_init(params, self.config.train.init)
 
     def target_of(self, params: PyTree) -> PyTree:
         """The encoder."""
@@ -66,10 +70,11 @@ class TCJepa:
             {"params": params["encoder"]}, batch["image"], batch["ctx_idx"], ctx_valid
         )
         words = self.words(params, batch) if self.reads_text else None
-        prediction, reading = self.predictor.apply(
+        predicted: Any = self.predictor.apply(
             {"params": params["predictor"]},
             context, batch["ctx_idx"], batch["tgt_idx"], words, ctx_valid, tgt_valid,
         )  # fmt: skip
+        prediction, reading = predicted
         predict = losses.masked_mean(self.distance(prediction, targets), tgt_valid)
         metrics = {"loss/predict": predict, "target_std": target_spread(targets)}
         total = predict
@@ -99,7 +104,7 @@ def _token_valid(ctx_valid: Array | None, tgt_valid: Array | None) -> Array | No
 
 
 def reading_metrics(reading: Reading, batch: Batch) -> dict[str, Array]:
-    """Is the text read? Share of (layer, token, caption) with O = 0, and the attention's entropy."""
+    """Is the text read? Share of (layer, token, caption) with O = 0; entropy of the attention."""
     k = batch["ctx_idx"].shape[-1]
     caption = batch["caption_mask"][None, :, None, None, :]
     dead = jnp.all(reading.similarity == 0, axis=-1).astype(jnp.float32)

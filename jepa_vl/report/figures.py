@@ -178,7 +178,7 @@ def word_maps(
         empty = not maps[s].any()
         report.show(ax, 0.3 * grey + 0.65 if empty else grey, cmap="gray", vmin=0, vmax=1)
         ax.set_title(report.wrap(words[s], 16), **NORMAL)
-        ax.set_xlabel("no patch" if empty else f"max {maps[s].max():.2f}", **SMALL)
+        ax.set_xlabel("no patch" if empty else f"max {maps[s].max():.2g}", **SMALL)
         if empty:
             ax.title.set_color("0.5")
             continue

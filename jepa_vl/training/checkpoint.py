@@ -12,7 +12,12 @@ from jepa_vl import tree
 from jepa_vl.config import Config, ConfigError, config_hash, resolve, to_dict
 from jepa_vl.training.state import TrainState
 
-ITEMS = ("state", "data", "meta")
+# Named handlers: without them a manager that has saved nothing yet knows no item's metadata.
+HANDLERS = {
+    "state": ocp.StandardCheckpointHandler,
+    "data": ocp.JsonCheckpointHandler,
+    "meta": ocp.JsonCheckpointHandler,
+}
 FIELDS = TrainState.__dataclass_fields__
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -28,7 +33,7 @@ def provenance(config: Config) -> dict[str, Any]:
 
 
 def _git_commit() -> str:
-    """The commit of the source tree that runs, with a plus for local changes; empty if installed."""
+    """The commit of the source tree that runs, a plus for local changes; empty if installed."""
     here = Path(__file__).resolve().parent
     command = ["git", "-C", str(here), "describe", "--always", "--dirty=+", "--abbrev=12"]
     try:
@@ -41,16 +46,27 @@ def _git_commit() -> str:
 class Checkpoints:
     """The checkpoints of one workdir. A kill at any moment leaves the previous ones whole."""
 
-    def __init__(self, workdir: Path, keep_last: int = 1, keep_every: int = 0):
-        """Opens ``workdir/checkpoints``; ``keep_every = 0`` keeps the newest alone."""
+    def __init__(
+        self, workdir: Path, keep_last: int = 1, keep_every: int = 0, read_only: bool = False
+    ):
+        """Opens ``workdir/checkpoints``.
+
+        Args:
+          workdir: of the run.
+          keep_last: newest checkpoints to keep.
+          keep_every: also keep multiples of this step; 0: none.
+          read_only: touch nothing; the run that owns the folder may be saving right now.
+        """
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep_last,
             keep_period=keep_every or None,
-            cleanup_tmp_directories=True,
+            cleanup_tmp_directories=not read_only,
             enable_async_checkpointing=True,
+            create=not read_only,
         )
         self.folder = workdir.resolve() / "checkpoints"
-        self._manager = ocp.CheckpointManager(self.folder, item_names=ITEMS, options=options)
+        handlers = {name: handler() for name, handler in HANDLERS.items()}
+        self._manager = ocp.CheckpointManager(self.folder, item_handlers=handlers, options=options)
 
     def latest(self) -> int | None:
         """Step of the newest finished checkpoint."""
@@ -93,7 +109,9 @@ class Checkpoints:
         stored = self._manager.item_metadata(step)["state"]
         problems = tree.diff(arrays, stored.tree if hasattr(stored, "tree") else stored)
         if problems:
-            rule = "the checkpoint does not fit this configuration:\n  " + "\n  ".join(problems[:20])
+            rule = "the checkpoint does not fit this configuration:\n  " + "\n  ".join(
+                problems[:20]
+            )
             raise ConfigError("workdir", str(self.folder / str(step)), rule)
         items = ocp.args.Composite(
             state=ocp.args.StandardRestore(arrays),  # pyright: ignore[reportCallIssue]
@@ -121,7 +139,7 @@ def load(workdir: Path) -> tuple[Config, TrainState, int]:
 
     if not (workdir / "checkpoints").is_dir():
         raise ConfigError("workdir", str(workdir), "holds no checkpoint; train first")
-    checkpoints = Checkpoints(workdir)
+    checkpoints = Checkpoints(workdir, read_only=True)
     step = checkpoints.latest()
     if step is None:
         raise ConfigError("workdir", str(workdir), "holds no finished checkpoint; train first")

@@ -1,5 +1,6 @@
 """What a person sees while a run goes on: a bar on a terminal, plain lines elsewhere."""
 
+import math
 import sys
 import time
 from collections.abc import Mapping
@@ -22,11 +23,12 @@ class Reporter:
           total: steps of the run.
           start: steps already done.
         """
-        self.total, self.start = total, start
+        self.total = total
         self._console = Console(highlight=False)
         self._quiet = mode == "off"
         self._bar = None
-        self._began = self._last_line = time.monotonic()
+        self._last_line = -math.inf
+        self._first: tuple[float, int] | None = None  # when and where the compilation was over
         if mode == "auto" and sys.stdout.isatty():
             columns = (
                 TextColumn("step"), MofNCompleteColumn(), BarColumn(),
@@ -42,7 +44,7 @@ class Reporter:
             self._console.print(text, markup=False, soft_wrap=True)
 
     def step(self, step: int, row: Mapping[str, Any]) -> None:
-        """Shows a logged step; plain lines come at most every 15 s, and at the end."""
+        """Shows a logged step; plain lines come first, at most every 15 s, and at the end."""
         loss, rate = row.get("loss"), row.get("images_per_second")
         status = f"loss {_number(loss)}  {_number(rate)} images/s"
         if self._bar is not None:
@@ -51,9 +53,16 @@ class Reporter:
         now = time.monotonic()
         if now - self._last_line >= LINE_SECONDS or step == self.total:
             self._last_line = now
-            done = max(step - self.start, 1)
-            left = (now - self._began) / done * (self.total - step)
-            self.say(f"step {step}/{self.total}  {status}  {_clock(left)} left")
+            self.say(f"step {step}/{self.total}  {status}{self._time_left(now, step)}")
+
+    def _time_left(self, now: float, step: int) -> str:
+        """From the second logged step on: the first one bears the compilation."""
+        if self._first is None:
+            self._first = now, step
+        began, first = self._first
+        if not first < step < self.total:
+            return ""
+        return f"  {_clock((now - began) / (step - first) * (self.total - step))} left"
 
     def close(self) -> None:
         """Ends the bar."""

@@ -1,6 +1,8 @@
-"""The loop around the step: data, logs, diagnostics, evaluation, checkpoints, an end in good order."""
+"""The loop around the step: data, logs, diagnostics, evaluation, checkpoints, a good end."""
 
+import json
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,6 @@ from jepa_vl.training.checkpoint import Checkpoints, provenance
 from jepa_vl.training.console import Reporter
 from jepa_vl.training.health import Health, to_device
 from jepa_vl.training.metrics import MetricsWriter, write_json
-from jepa_vl.training.state import TrainState
 from jepa_vl.training.step import Metrics, make_step
 
 DONE, PREEMPTED, NOT_FINITE = 0, 3, 4
@@ -26,12 +27,24 @@ STATUS = {DONE: "done", PREEMPTED: "preempted", NOT_FINITE: "not finite"}
 
 
 class Stop:
-    """Turns SIGTERM and SIGINT into a request to save and leave; a second SIGINT interrupts."""
+    """While open, SIGTERM and SIGINT are a request to save and leave; a second SIGINT interrupts.
+
+    Outside the main thread, where Python allows no handlers, signals keep their meaning.
+    """
 
     def __init__(self):
         self.requested = False
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._request)
+        self._handlers: dict[int, Any] = {}
+
+    def __enter__(self) -> "Stop":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._handlers[number] = signal.signal(number, self._request)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler or signal.SIG_DFL)  # None: not set from Python
 
     def _request(self, number: int, frame: Any) -> None:
         if self.requested and number == signal.SIGINT:
@@ -43,10 +56,10 @@ class Run:
     """One training run in one workdir."""
 
     def __init__(self, config: Config, workdir: Path):
-        """Opens the data, builds the objective, restores or creates the state.
+        """Opens data and workdir and checks that they fit; :meth:`begin` does what costs time.
 
         Raises:
-          ConfigError: bad data, a mesh that does not fit, or a workdir of another run.
+          ConfigError: bad data, a mesh or masks that do not fit, or a workdir of another run.
         """
         self.config, self.workdir, self.total = config, workdir, config.train.steps
         self.began = time.monotonic()
@@ -58,39 +71,55 @@ class Run:
             raise ConfigError("train.batch_size", config.train.batch_size, rule)
         compile_cache.enable(config.train.compile_cache)
         self.objective = objectives.build(config)
-        spec = train_state.batch_spec(config)
-        like = train_state.abstract(config, self.objective, spec, self.mesh)
+        self.spec = train_state.batch_spec(config)
         self.data, self.meta = pipeline.describe(config, self.train_source), provenance(config)
         workdir.mkdir(parents=True, exist_ok=True)
         keep = config.checkpoint
         self.checkpoints = Checkpoints(workdir, keep.keep_last, keep.keep_every)
-        self.start, self.seconds_before = self._find_start()
+        self.seconds_before, self.compiles_before = 0.0, 0
+        self.start = self.done = self._find_start()
+        self.reporter = Reporter(config.log.progress, self.total, self.start)
+
+    def begin(self) -> None:
+        """Restores or creates the state and opens what :meth:`train` writes to.
+
+        Raises:
+          ConfigError: the checkpoint does not fit, or images cannot be read.
+        """
+        config, objective, mesh = self.config, self.objective, self.mesh
+        like = train_state.abstract(config, objective, self.spec, mesh)
         if self.start:
             self.state = self.checkpoints.restore(self.start, like)
         else:
-            self.state = train_state.create(config, self.objective, spec, self.mesh)
-        self.step = make_step(config, self.objective, self.mesh, like)
-        self.reporter = Reporter(config.log.progress, self.total, self.start)
+            self.state = train_state.create(config, objective, self.spec, mesh)
+        self.step = make_step(config, objective, mesh, like)
         self._greet()
-        write_json(workdir / "config.json", self.meta)
-        encode = features.make_encode(self.objective.encoder, self.mesh)
-        self.health = Health(config, self.objective, self.mesh, self.held_out, encode)
+        write_json(self.workdir / "config.json", self.meta)
+        encode = features.make_encode(objective.encoder, mesh)
+        self.health = Health(config, objective, mesh, self.held_out, encode)
         self.knn = self._make_knn(encode)
-        self.writer = MetricsWriter(workdir, self.start or -1, config.log.tensorboard)
+        self.writer = MetricsWriter(self.workdir, self.start or -1, config.log.tensorboard)
 
-    def _find_start(self) -> tuple[int, float]:
-        """Step of the newest checkpoint and the seconds trained before it; 0, 0 for a new run."""
+    def is_over(self) -> bool:
+        """Was the last step done, and result.json written, by an earlier process?"""
+        path = self.workdir / "result.json"
+        if self.start < self.total or not path.exists():
+            return False
+        return json.loads(path.read_text())["status"] == STATUS[DONE]
+
+    def _find_start(self) -> int:
+        """Step of the newest checkpoint, 0 for a new run; takes over what was spent before it."""
         step = self.checkpoints.latest()
         if step is None:
-            return 0, 0.0
+            return 0
         data, meta = self.checkpoints.describe(step)
         changed = resume_diff(meta["config"], self.config)
         if changed:
             rule = "holds a run of another configuration; take a new workdir, or undo:\n  "
             raise ConfigError("workdir", str(self.workdir), rule + "\n  ".join(changed))
-        seconds = data.pop("seconds")
+        self.seconds_before, self.compiles_before = data.pop("seconds"), data.pop("compiles")
         pipeline.check_resume(data, self.data)
-        return step, seconds
+        return step
 
     def _greet(self) -> None:
         self.reporter.say(
@@ -100,6 +129,9 @@ class Run:
         )
         if self.start:
             self.reporter.say(f"resumed from the checkpoint of step {self.start}")
+        excess = sharding.replicated_excess(self.state, self.mesh)
+        if excess:
+            self.reporter.say(f"warning: {excess}")
 
     def _make_knn(self, encode: features.Encode) -> Knn | None:
         try:
@@ -113,6 +145,10 @@ class Run:
     def seconds(self) -> float:
         """Wall-clock of the run, earlier processes included."""
         return self.seconds_before + time.monotonic() - self.began
+
+    def compiles(self) -> int:
+        """Compilations of the step by the process that made the last one."""
+        return self.step._cache_size() or self.compiles_before
 
     def examine(self, step: int) -> dict[str, Any]:
         """Diagnostics and kNN, where they are due after this many steps."""
@@ -128,7 +164,7 @@ class Run:
 
     def save(self, step: int) -> None:
         """Writes the checkpoint of a step in the background."""
-        data = self.data | {"seconds": self.seconds()}
+        data = self.data | {"seconds": self.seconds(), "compiles": self.compiles()}
         self.checkpoints.save(self.state, step, data, self.meta)
 
     def train(self, stop: Stop) -> int:
@@ -142,6 +178,7 @@ class Run:
             for step in range(self.start + 1, self.total + 1):
                 batch = to_device(next(stream), self.mesh)
                 self.state, metrics = self.step(self.state, {}, batch)
+                self.done = step
                 images += config.train.batch_size
                 row: dict[str, Any] = {}
                 if step % config.log.every == 0 or step in (1, self.total):
@@ -174,9 +211,9 @@ class Run:
             "data": self.train_source.name,
             "seed": c.seed,
             "config_hash": config_hash(c),
-            "steps": writer.last("step") or 0,
+            "steps": self.done,
             "seconds": self.seconds(),
-            "compiles": self.step._cache_size(),
+            "compiles": self.compiles(),
             "images_per_second": writer.last("images_per_second"),
             "bad_steps": writer.last("bad_steps") or 0,
             "knn": {
@@ -227,11 +264,16 @@ def train(config: Config, workdir: Path) -> int:
     Raises:
       ConfigError: see :class:`Run`.
     """
-    stop = Stop()
-    run = Run(config, workdir)
-    try:
-        code = run.train(stop)
-        run.finish(code)
-    finally:
-        run.reporter.close()
+    with Stop() as stop:
+        run = Run(config, workdir)
+        if run.is_over():
+            run.checkpoints.close()
+            run.reporter.say(f"{workdir}: done already at step {run.start}; nothing to do")
+            return DONE
+        try:
+            run.begin()
+            code = run.train(stop)
+            run.finish(code)
+        finally:
+            run.reporter.close()
     return code

@@ -29,10 +29,13 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _plain(value: Any) -> Any:
-    """A JSON number; NaN and infinities become null, since JSON has none."""
+    """A JSON number, counts as integers; NaN and infinities become null, since JSON has none."""
     if isinstance(value, str | int | bool) or value is None:
         return value
-    number = float(np.asarray(value))
+    array = np.asarray(value)
+    if np.issubdtype(array.dtype, np.integer):
+        return int(array)
+    number = float(array)
     return number if math.isfinite(number) else None
 
 

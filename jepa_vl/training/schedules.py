@@ -1,7 +1,8 @@
 """Schedules as functions of the step, for the jitted step: no Python branch on a traced value.
 
-``step`` counts updates already made, 0 for the first. I-JEPA advances its schedulers before the first
-update, so learning rate and weight decay are read at t = step + 1 and the EMA momentum at i = step.
+``step`` counts updates already made, 0 for the first. I-JEPA advances its schedulers before the
+first update, so learning rate and weight decay are read at t = step + 1 and the EMA momentum at
+i = step.
 """
 
 from typing import NamedTuple

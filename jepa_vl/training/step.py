@@ -65,8 +65,8 @@ def make_step(config: Config, objective: Objective, mesh: Mesh, like: TrainState
       mesh: devices.
       like: abstract state, for its shardings.
 
-    A step whose loss or gradients are not finite leaves params, target and moments as they were; the step
-    number goes on.
+    A step whose loss or gradients are not finite leaves params, target and moments as they were;
+    the step number goes on.
     """
     adamw = adam(config)
 

@@ -1,0 +1,36 @@
+"""A TC-JEPA that learns on a laptop.
+
+Command:    jepa-vl train --config configs/quickstart.py --workdir runs/quickstart
+"""
+
+from ml_collections import ConfigDict
+
+from jepa_vl.config import defaults, parse_arg
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """``data=shapes_world`` (default), ``tar`` or ``folder``; the last two need ``data.path``."""
+    given = parse_arg(arg, data="shapes_world")
+    c = defaults()
+    c.objective = "tcjepa"
+    c.data.kind = given["data"]
+
+    c.encoder.update(image_size=64, patch_size=8, width=96, depth=4, heads=4)
+    c.predictor.update(width=64, depth=3, heads=4)
+    c.text.update(width=64, captions=2, depth=1)
+    # N(0, 0.02) and unscaled logits are tuned to widths of some hundreds.
+    c.train.init = "fan_in"
+    c.conditioner.update(scale_logits=True, mlp_ratio=2.0)
+    c.loss.regulariser = "centred"
+    c.masks.context_tokens = 24
+
+    # Many small steps: in a short run their number counts more than their size.
+    c.train.update(steps=1600, batch_size=32)
+    c.optim.update(lr=1e-3, weight_decay=0.04, final_weight_decay=0.04, ema=0.99)
+    c.log.diagnostics_every = 200
+    c.checkpoint.every = 400
+    if c.data.kind != "shapes_world":
+        c.train.steps = 6000
+        c.eval.update(train_images=4000)
+        c.log.diagnostics_every, c.checkpoint.every = 500, 1000
+    return c

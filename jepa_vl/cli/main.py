@@ -1,0 +1,152 @@
+"""Dispatch of ``jepa-vl VERB``, and the contract of errors.
+
+Bad input of any kind is one line ``jepa-vl: error: key = value: rule`` and exit code 5. Other
+exceptions are ours: they keep their traceback. Nothing heavy is imported before a verb runs.
+"""
+
+import argparse
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from jepa_vl import __version__
+from jepa_vl.cli import configs
+from jepa_vl.config import ConfigError
+
+BAD_INPUT, INTERRUPTED = 5, 130
+PROGRAM = "jepa-vl"
+
+OVERRIDES = """\
+Single values of the configuration are changed by --config.KEY=VALUE, as often as needed;
+`jepa-vl preview --config FILE --what config` shows all keys. Arguments of the file follow a colon.
+"""
+SHAPES = {  # what the option's value stands for, and its help
+    "--config": ("FILE[:ARGS]", "Python file with get_config(); ARGS are passed to it"),
+    "--workdir": ("DIR", "folder of the run: checkpoints, metrics.jsonl, result.json"),
+    "--what": ("WHAT", "config, params, shardings, masks or batch"),
+}
+
+
+class Verb:
+    """One command: its module, options and texts; ``module.run(args, overrides)`` does the work."""
+
+    def __init__(self, summary: str, text: str, example: str, **options: str):
+        """``options``: names without dashes and their help; empty text for the shared ones."""
+        self.summary, self.text, self.example, self.options = summary, text, example, options
+
+
+VERBS = {
+    "train": Verb(
+        "pretrain a model, or go on with a run",
+        "Trains to train.steps. A workdir that holds a checkpoint is resumed.\n\n" + OVERRIDES,
+        "jepa-vl train --config configs/quickstart.py --workdir runs/quickstart "
+        "--config.train.steps=500",
+        config="",
+        workdir="",
+    ),
+    "preview": Verb(
+        "look at a run before it starts",
+        "config     the resolved configuration and its hash, as JSON\n"
+        "params     every parameter with its shape, and the bytes of the train state\n"
+        "shardings  where each array of the train state lives on the mesh; nothing is allocated\n"
+        "masks      the mask plan, how often each patch is drawn, and pictures\n"
+        "batch      one training batch: arrays, captions and word pieces, a contact sheet\n\n"
+        + OVERRIDES,
+        "jepa-vl preview --config configs/quickstart.py --what masks --out preview",
+        config="",
+        what="",
+        out="folder of the pictures (default: preview)",
+    ),
+    "report": Verb(
+        "draw what a run has learnt",
+        "Writes one self-contained HTML page; the run may still be going on.",
+        "jepa-vl report --workdir runs/quickstart",
+        workdir="",
+        out="file to write (default: report.html in the workdir)",
+    ),
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(
+            "command line", " ".join(sys.argv[1:]), f"{message}; see {self.prog} --help"
+        )
+
+
+def _parser() -> _Parser:
+    how = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
+    example = "example:\n  "
+    parser = _Parser(
+        prog=PROGRAM,
+        description="Vision-language JEPA pretraining in JAX.",
+        epilog=example + VERBS["train"].example,
+        **how,
+    )
+    parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB")
+    for name, verb in VERBS.items():
+        sub = verbs.add_parser(
+            name, help=verb.summary, description=verb.text, epilog=example + verb.example, **how
+        )
+        for option, text in verb.options.items():
+            shape, shared = SHAPES.get(f"--{option}", ("PATH", ""))
+            sub.add_argument(f"--{option}", metavar=shape, help=text or shared)
+    return parser
+
+
+def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[configs.Override]]:
+    rest, overrides = configs.take_overrides(argv)
+    args, unknown = _parser().parse_known_args(rest)
+    if args.verb is None:
+        raise ConfigError(
+            "command", " ".join(argv), f"one of {', '.join(VERBS)}; see {PROGRAM} --help"
+        )
+    options = VERBS[args.verb].options
+    if unknown:
+        known = [f"--{name}" for name in options]
+        near = difflib.get_close_matches(unknown[0].partition("=")[0], known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"{args.verb} takes {', '.join(known)}"
+        raise ConfigError("argument", unknown[0], f"unknown; {hint}")
+    if overrides and "config" not in options:
+        rule = f"{args.verb} reads the configuration of the run and takes no overrides"
+        raise ConfigError("argument", f"--config.{overrides[0].key}", rule)
+    for name in options:
+        if name != "out" and not getattr(args, name):
+            shape, text = SHAPES[f"--{name}"]
+            raise ConfigError(f"--{name}", getattr(args, name) or "", f"give {shape}: {text}")
+    return args, overrides
+
+
+def one_line(error: ConfigError) -> str:
+    """The error as the one line that is promised; its listings are joined by semicolons."""
+    head, *lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{PROGRAM}: error: {' '.join([head, '; '.join(lines)]).strip()}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command line; returns its exit code.
+
+    Args:
+      argv: without the program's name; defaults to ``sys.argv[1:]``.
+
+    Returns:
+      0 done, 3 preempted and saved (start again), 4 loss not finite, 5 bad input, 130 interrupted.
+    """
+    try:
+        args, overrides = _parse(list(sys.argv[1:] if argv is None else argv))
+        verb = importlib.import_module(f"jepa_vl.cli.{args.verb}")
+        return verb.run(args, overrides)
+    except ConfigError as error:
+        print(one_line(error), file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:  # `jepa-vl preview ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except SystemExit as done:  # argparse leaves so after --help and --version
+        return int(done.code or 0)

@@ -1,0 +1,155 @@
+"""Where each word looks: similarities of words and patches, back on the grid, and a test of them.
+
+What is averaged is O of TC-JEPA (arXiv 2605.03245), the similarity that the regularisers see. It is
+read in the predictor, at visible patches and at patches to be predicted, which it has never seen.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jepa_vl.data import captions, masking
+from jepa_vl.data.masking import MaskPlan
+from jepa_vl.shapes import Array, PyTree
+
+OWN_SHARE = 0.25  # a patch belongs to an object that covers this share of it
+
+
+class WordMaps(NamedTuple):
+    """Mean similarity of each word at each patch, float32 [B, N, S, G, G], over layers and draws.
+
+    Attributes:
+      both: over all tokens. context: at visible patches. target: at patches to be predicted.
+        Patches that no draw has put there are 0.
+    """
+
+    both: Array
+    context: Array
+    target: Array
+
+
+def word_maps(
+    objective: Any,
+    params: PyTree,
+    target: PyTree,
+    batch: dict[str, Array],
+    plan: MaskPlan,
+    draws: int = 16,
+    seed: int = 0,
+) -> WordMaps:
+    """Averages O over layers and over masks drawn at random, which together cover the image.
+
+    Args:
+      objective: one that reads text; ``loss`` gives ``aux["reading"]``.
+      params: of the objective; target: of its EMA encoder.
+      batch: ``image`` [B, H, W, 3], ``word_ids``, ``word_mask`` [B, N, S], ``caption_mask`` [B, N].
+      plan: of the masks.
+      draws: masks an image.
+      seed: of the draws; image i of the batch gets the same masks whatever the image.
+    """
+    read, size = _reader(objective, plan.grid), len(batch["image"])
+    names = ("image", "word_ids", "word_mask", "caption_mask")
+    shown = {name: jnp.asarray(batch[name]) for name in names}
+    total: Any = None
+    for draw in range(draws):
+        masks = _draw(plan, size, np.random.default_rng([seed, draw]))
+        sums = jax.device_get(read(params, target, {**shown, **masks}))
+        total = sums if total is None else jax.tree.map(np.add, total, sums)
+    (at_context, context_count), (at_target, target_count) = total
+
+    def mean(sums: Array, count: Array) -> Array:
+        """[B, G * G, N, S] and [B, G * G] to [B, N, S, G, G]."""
+        average = sums / np.maximum(count, 1)[..., None, None]
+        b, _, n, s = average.shape
+        return np.moveaxis(average, 1, -1).reshape(b, n, s, plan.grid, plan.grid)
+
+    return WordMaps(
+        mean(at_context + at_target, context_count + target_count),
+        mean(at_context, context_count),
+        mean(at_target, target_count),
+    )
+
+
+def _draw(plan: MaskPlan, size: int, rng: np.random.Generator) -> dict[str, Array]:
+    if plan.mode == "reference":
+        return masking.pad_reference(plan, masking.reference_masks(plan, size, rng))
+    rows = [masking.production_masks(plan, rng) for _ in range(size)]
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+@functools.lru_cache(maxsize=2)
+def _reader(objective: Any, grid: int) -> Callable[..., Any]:
+    """Compiles one pass: sums and counts on the grid, at context and at target tokens."""
+
+    def scatter(values: Array, index: Array, valid: Array) -> tuple[Array, Array]:
+        """values [B, R, N, S] at patches index [B, R]: sums [B, G * G, N, S], counts [B, G * G]."""
+        rows = jnp.arange(index.shape[0])[:, None]
+        weight = valid.astype(values.dtype)
+        sums = jnp.zeros((index.shape[0], grid * grid, *values.shape[2:]))
+        sums = sums.at[rows, index].add(values * weight[..., None, None])
+        return sums, jnp.zeros(sums.shape[:2]).at[rows, index].add(weight)
+
+    def read(params: PyTree, target: PyTree, batch: dict[str, Array]) -> Any:
+        _, _, aux = objective.loss(params, target, {}, batch, jax.random.key(0), jnp.float32(1))
+        o = jnp.mean(aux["reading"].similarity, axis=0)  # [B, M, K + C, N, S]
+        ctx_idx, tgt_idx = batch["ctx_idx"], batch["tgt_idx"]
+        (b, k), m = ctx_idx.shape, tgt_idx.shape[1]
+        seen = jnp.broadcast_to(ctx_idx[:, None], (b, m, k))
+        seen_valid = jnp.broadcast_to(
+            batch.get("ctx_valid", jnp.ones_like(ctx_idx, bool))[:, None], (b, m, k)
+        )
+        wanted_valid = batch.get("tgt_valid", jnp.ones_like(tgt_idx, bool))
+        parts = ((o[:, :, :k], seen, seen_valid), (o[:, :, k:], tgt_idx, wanted_valid))
+        return tuple(
+            scatter(x.reshape(b, -1, *x.shape[3:]), i.reshape(b, -1), v.reshape(b, -1))
+            for x, i, v in parts
+        )
+
+    return jax.jit(read)
+
+
+def by_word(text: str, maps: Array) -> tuple[list[str], Array]:
+    """The words of a caption and their maps; a word of several pieces gets the mean of these.
+
+    Args:
+      text: the caption.
+      maps: [S, G, G], by piece; captions longer than S pieces lose their end.
+
+    Returns:
+      W strings and [W, G, G].
+    """
+    places = np.array([place for _, place in captions.pieces(text)[: len(maps)]], int)
+    words = captions.words(text)[: places.max(initial=-1) + 1]
+    if not words:
+        return [], np.zeros((0, *maps.shape[1:]), np.float32)
+    return words, np.stack([maps[: len(places)][places == i].mean(0) for i in range(len(words))])
+
+
+def captions_shown(texts: Sequence[str], count: int) -> list[int]:
+    """Indices of the captions that ``captions.encode_all`` keeps, in its order."""
+    return [i for i, text in enumerate(texts) if captions.words(text)][:count]
+
+
+def own_patches(mask: Array, grid: int) -> Array:
+    """bool [G, G]: patches that an object covers enough, in any case the one that it covers most.
+
+    Args:
+      mask: bool [H, W], where the object is seen.
+      grid: G.
+    """
+    height, width = mask.shape
+    rows, columns = np.arange(height) * grid // height, np.arange(width) * grid // width
+    covered, area = np.zeros((grid, grid)), np.zeros((grid, grid))
+    np.add.at(covered, (rows[:, None], columns[None]), mask)
+    np.add.at(area, (rows[:, None], columns[None]), 1)
+    share = covered / area
+    return share >= min(OWN_SHARE, max(share.max(), 1e-9))
+
+
+def points_at(heat: Array, own: Array) -> bool:
+    """Is the maximum of a map [G, G] on one of the object's patches? A map of zeros is not."""
+    return bool(heat.max() > 0 and own.ravel()[int(heat.argmax())])

@@ -1,0 +1,215 @@
+"""From a workdir to its page: what the run wrote down, and what its newest checkpoint shows."""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jepa_vl.config import Config, ConfigError, flat, resolve, to_dict
+from jepa_vl.report import figures
+from jepa_vl.report.page import Section, render_page
+from jepa_vl.training.metrics import read_rows
+
+CURVES = {
+    "loss and its parts": ["loss", "loss/predict", "loss/sparse", "loss/consistency"],
+    "kNN accuracy, held out": ["knn/target", "knn/untrained", "knn/pixels"],
+    "text gain": ["text_gain"],
+    "held-out prediction loss": ["held_out_loss"],
+    "share of patches with O = 0": [
+        "dead_share", "dead_share/context", "dead_share/target",
+    ],
+    "attention entropy (1: all words alike)": ["attention_entropy"],
+    "spread of the targets (0: collapse)": ["target_std"],
+    "RankMe of pooled features": ["rankme/target", "rankme/context"],
+    "distance of encoder and target": ["ema_drift"],
+    "gradient norm": ["grad_norm"],
+    "gradient, regularisers / prediction": ["regulariser_gradient_ratio"],
+    "images a second": ["images_per_second"],
+    "learning rate": ["lr"],
+}  # fmt: skip
+READING = """\
+Each curve is one number over the steps of the run. A run that learns shows kNN of the target \
+encoder above the untrained network and above raw pixels, a text gain above 0 that rises, and a \
+RankMe that does not fall.
+
+Text gain is measured on fixed held-out images, masks and captions: prediction loss with the \
+captions of another image, minus that with the image's own."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a run left in its workdir, whatever state it is in.
+
+    Attributes:
+      config: resolved.
+      meta: of config.json: config_hash, git, versions.
+      rows: lines of metrics.jsonl.
+      result: of result.json; empty while the run goes on, or after a kill.
+    """
+
+    config: Config
+    meta: dict[str, Any]
+    rows: list[dict[str, Any]]
+    result: dict[str, Any]
+
+    def first(self, name: str) -> Any:
+        """The earliest logged value; None if there is none."""
+        return next((row[name] for row in self.rows if row.get(name) is not None), None)
+
+    def last(self, name: str) -> Any:
+        """The latest logged value; None if there is none."""
+        return next((row[name] for row in self.rows[::-1] if row.get(name) is not None), None)
+
+
+def read(workdir: Path) -> Written:
+    """Reads the text files of a workdir.
+
+    Raises:
+      ConfigError: it holds no run.
+    """
+    meta = _json(workdir / "config.json")
+    if not meta:
+        raise ConfigError("--workdir", str(workdir), "holds no run (no config.json); train first")
+    rows, result = read_rows(workdir / "metrics.jsonl"), _json(workdir / "result.json")
+    steps = max((row["step"] for row in rows), default=0)
+    # A resumed run goes beyond what an earlier process wrote when it ended.
+    current = result.get("steps") == steps
+    return Written(resolve(meta["config"]), meta, rows, result if current else {})
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise ConfigError("--workdir", str(path), f"cannot be read: {error}") from error
+
+
+def build(workdir: Path, say: Callable[[str], None]) -> str:
+    """The page of a run, as HTML.
+
+    Args:
+      workdir: of the run.
+      say: receives one line for each part that had to be left out.
+
+    Raises:
+      ConfigError: the workdir holds no run.
+    """
+    written = read(workdir)
+    sections = [_results(written), _curves(written)]
+    data: dict[str, Any] = {"result": written.result, "config": to_dict(written.config)}
+    notes = []
+    try:
+        from jepa_vl.report import pictures
+
+        shown, step = pictures.sections(workdir, data)
+        sections += shown
+        cards = [("checkpoint drawn", f"step {step}")]
+    except ConfigError as error:  # no checkpoint yet, or the data has gone
+        notes.append(f"Pictures of what was learnt are left out: {error}")
+        cards = []
+    for note in notes:
+        say(note)
+        sections.append(Section("Left out", note))
+    sections.append(_configuration(written))
+    title = f"{written.config.objective} on {_data_name(written)}: {workdir.name}"
+    return render_page(title, [*_summary(written), *cards], sections, data)
+
+
+def _data_name(written: Written) -> str:
+    data = written.config.data
+    return written.result.get("data") or (
+        data.kind if not data.path else f"{data.kind} {Path(data.path).name}"
+    )
+
+
+def _summary(written: Written) -> list[tuple[str, str]]:
+    config, last = written.config, written.last
+    steps = last("step") or 0
+    status = written.result.get("status") or "running, or killed"
+    seconds = written.result.get("seconds") or last("seconds")
+    cards = [
+        ("status", status),
+        ("steps", f"{steps} of {config.train.steps}"),
+        ("time", _clock(seconds)),
+        ("images a second", _number(last("images_per_second"), ".0f")),
+        ("objective", config.objective),
+        ("data", _data_name(written)),
+        ("seed", str(config.seed)),
+        ("text gain", _number(last("text_gain"), "+.4f")),
+        ("dead share", _number(last("dead_share"), ".3f")),
+        ("RankMe, start to end", _span(written, "rankme/target")),
+        ("steps skipped", _number(last("bad_steps"), ".0f")),
+        ("compilations of the step", str(written.result.get("compiles", ""))),
+        ("configuration", written.meta.get("config_hash", "")),
+        ("commit", written.meta.get("git", "")),
+        ("drawn at", time.strftime("%Y-%m-%d %H:%M")),
+    ]
+    return [(name, value) for name, value in cards if value]
+
+
+def _span(written: Written, name: str) -> str:
+    first, last = written.first(name), written.last(name)
+    images = written.last("rankme_images")
+    return "" if last is None else f"{first:.1f} to {last:.1f} ({images} images)"
+
+
+def _number(value: Any, style: str) -> str:
+    return "" if value is None else format(value, style)
+
+
+def _clock(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    hours, rest = divmod(int(seconds), 3600)
+    return f"{hours} h {rest // 60} min" if hours else f"{rest // 60} min {rest % 60} s"
+
+
+def _results(written: Written) -> Section:
+    floor = written.first("knn/pixels")
+    if written.last("knn/target") is None:
+        return Section("Result", "The run has no kNN accuracy: no labels, or not measured yet.")
+    e = written.config.eval
+    measured = [row["step"] for row in written.rows if row.get("knn/target") is not None]
+    rows: list[list[Any]] = [
+        [f"target encoder, step {measured[-1]}", written.last("knn/target")],
+        ["the same network, untrained", written.first("knn/target")],
+        ["raw pixels, 16 x 16, centred", floor],
+    ]
+    classes = written.result.get("knn", {}).get("classes")
+    if classes:
+        rows.append([f"chance, if the {classes} classes are equally frequent", 1 / classes])
+    text = (
+        f"Accuracy of a vote of the {e.k} nearest of up to {e.train_images} training images "
+        f"(temperature {e.temperature:g}) on up to {e.val_images} held-out images, from "
+        "average-pooled patches of the final layer, without augmentation."
+    )
+    rows = [[name, f"{value:.3f}"] for name, value in rows if value is not None]
+    return Section("Result", text, table=(("features", "kNN accuracy"), rows))
+
+
+def _curves(written: Written) -> Section:
+    rows = written.rows
+    steps = sorted({row["step"] for row in rows})
+    ends = [steps[0], steps[-1]] if steps else []
+    # Levels to compare with, as lines across the panel.
+    levels = {
+        "knn/untrained": written.first("knn/target"),
+        "knn/pixels": written.first("knn/pixels"),
+    }
+    across = [{"step": step, **levels} for step in ends]
+    plain = [{k: v for k, v in row.items() if k != "knn/pixels"} for row in rows]
+    fig = figures.curves(plain, CURVES, across)
+    return Section("Curves", READING, [(figures.to_png(fig), "The logged numbers over the steps.")])
+
+
+def _configuration(written: Written) -> Section:
+    values = flat(to_dict(written.config))
+    rows = [[key, json.dumps(value)] for key, value in values.items()]
+    versions = written.meta.get("versions", {})
+    rows += [[f"version of {name}", version] for name, version in versions.items()]
+    text = "Every key after overrides and derivation, and the libraries of the run."
+    return Section("Configuration", text, table=(("key", "value"), rows))

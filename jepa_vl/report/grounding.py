@@ -1,0 +1,142 @@
+"""Words on patches: heat maps of single images and, where truth is known, the pointing game."""
+
+import functools
+from typing import Any
+
+import numpy as np
+
+from jepa_vl.data import captions, masking, shapes_world
+from jepa_vl.evaluators import wordmaps
+from jepa_vl.evaluators.wordmaps import WordMaps
+from jepa_vl.report import figures
+from jepa_vl.report.page import Section
+from jepa_vl.shapes import Array
+
+IMAGES, CAPTIONS = 6, 2  # drawn
+DRAWS = 16  # masks an image
+POINTED = 64  # images that the pointing game is played on
+KINDS = ("colour", "shape", "texture", "size")
+
+HOW = """\
+For each word the similarity O of TC-JEPA (cosine of patch query and word key, negative ones cut) \
+at every patch, averaged over all layers of the predictor and over {draws} random masks that \
+together cover the image. All words of a caption share one scale: a word that nothing attends to \
+stays dark."""
+BOXES = " The dashed box is where the object is that the word names."
+GAME = """\
+Does the brightest patch of a word's map lie on the object that the word names? A share of the \
+{words} words that name an object in the captions of {images} held-out images. A patch is the \
+object's where the object covers a quarter of it.
+
+"Another image" draws the maps of the same captions over another image: what is then hit is habit \
+of place, not seeing. "Centre" always points at the middle, "chance" at any patch."""
+
+
+def sections(run: Any, data: dict[str, Any]) -> list[Section]:
+    """Heat maps and, for a source that knows the truth, the pointing game.
+
+    Args:
+      run: a ``pictures.Loaded`` whose objective reads text.
+      data: receives ``pointing``.
+    """
+    plan = masking.plan_masks(run.config)
+    draw = functools.partial(
+        wordmaps.word_maps,
+        run.objective,
+        run.state.params,
+        run.state.target,
+        plan=plan,
+        draws=DRAWS,
+    )
+    out = [_maps(run, draw)]
+    if hasattr(run.held_out, "annotate"):
+        out.append(_pointing(run, draw, data))
+    return out
+
+
+def _maps(run: Any, draw: Any) -> Section:
+    batches = run.read(run.held_out, run.spread(IMAGES))
+    pictures, known = [], hasattr(run.held_out, "annotate")
+    for batch in batches:
+        heat = draw(batch).both
+        for row in np.flatnonzero(batch["valid"]):
+            index = int(batch["index"][row])
+            pictures += _figures(run, index, batch["image"][row], heat[row])
+    text = HOW.format(draws=DRAWS) + (BOXES if known else "")
+    return Section("Words on patches", text, pictures)
+
+
+def _figures(run: Any, index: int, image: Array, heat: Array) -> list[tuple[bytes, str]]:
+    record = run.held_out.annotate(index) if hasattr(run.held_out, "annotate") else {}
+    texts = (record or run.held_out[index])["captions"]
+    out = []
+    kept = enumerate(wordmaps.captions_shown(texts, len(heat)))
+    # Some data sets repeat a caption with other punctuation.
+    different = {tuple(captions.words(texts[caption])): (row, caption) for row, caption in kept}
+    for row, caption in list(different.values())[:CAPTIONS]:
+        words, maps = wordmaps.by_word(texts[caption], heat[row])
+        boxes = None
+        if record:
+            named = record["word_objects"][caption][: len(words)]
+            boxes = [_box(record["mask"] == number) if number else None for number in named]
+        fig = figures.word_maps(image, words, maps, texts[caption], boxes=boxes)
+        note = f"Held-out image {index}: “{texts[caption]}”"
+        out.append((figures.to_png(fig), note))
+    return out
+
+
+def _box(mask: Array) -> tuple[float, float, float, float] | None:
+    """(left, top, right, bottom) of a mask; None if nothing of the object is seen."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if not len(rows):
+        return None
+    return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
+
+
+def _pointing(run: Any, draw: Any, data: dict[str, Any]) -> Section:
+    count = min(POINTED, len(run.held_out))
+    found: list[dict[str, Any]] = []
+    for batch in run.read(run.held_out, np.arange(count)):
+        own = draw(batch)
+        swapped = {**batch, "image": np.roll(batch["image"], 1, axis=0)}
+        other = draw(swapped).both
+        for row in np.flatnonzero(batch["valid"]):
+            maps = WordMaps(*(part[row] for part in own))
+            found += _score(run, int(batch["index"][row]), maps, other[row])
+    columns = ("maps", "visible patches", "patches to predict", "another image", "centre", "chance")
+    table, data["pointing"] = [], {}
+    for kind in ("all", *KINDS):
+        words = [word for word in found if kind in ("all", word["kind"])]
+        if words:
+            means = {name: float(np.mean([word[name] for word in words])) for name in columns}
+            table.append([kind, len(words), *(f"{mean:.3f}" for mean in means.values())])
+            data["pointing"][kind] = {"words": len(words), **means}
+    text = GAME.format(words=len(found), images=count)
+    return Section("Pointing game", text, table=(("words", "count", *columns), table))
+
+
+def _score(run: Any, index: int, maps: WordMaps, other: Array) -> list[dict[str, Any]]:
+    """For each word of an image that names an object: who points at it."""
+    record, grid = run.held_out.annotate(index), run.config.encoder.grid
+    out = []
+    for row, caption in enumerate(wordmaps.captions_shown(record["captions"], len(other))):
+        text, named = record["captions"][caption], record["word_objects"][caption]
+        words, both = wordmaps.by_word(text, maps.both[row])
+        context, target, elsewhere = (
+            wordmaps.by_word(text, part[row])[1] for part in (maps.context, maps.target, other)
+        )
+        for i, word in enumerate(words):
+            mask = record["mask"] == named[i]
+            if not named[i] or not mask.any():
+                continue
+            patches = wordmaps.own_patches(mask, grid)
+            out.append({
+                "kind": shapes_world.attribute(word, record["objects"][named[i] - 1]),
+                "maps": wordmaps.points_at(both[i], patches),
+                "visible patches": wordmaps.points_at(context[i], patches),
+                "patches to predict": wordmaps.points_at(target[i], patches),
+                "another image": wordmaps.points_at(elsewhere[i], patches),
+                "centre": bool(patches[grid // 2, grid // 2]),
+                "chance": float(patches.mean()),
+            })  # fmt: skip
+    return out

@@ -1,0 +1,53 @@
+"""Installs jepa_vl; tool settings are in pyproject.toml."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "jepa_vl/__init__.py").read_text())
+README = HERE / "README.md"
+
+setup(
+    name="jepa-vl",
+    version=VERSION.group(1),
+    description="Vision-language joint-embedding predictive architectures in JAX",
+    long_description=README.read_text() if README.exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=find_packages(include=["jepa_vl", "jepa_vl.*"]),
+    install_requires=[
+        "absl-py>=2.5.1,<3",
+        "etils[epath]>=1.15.0,<2",
+        "flax>=0.12.8,<0.13",
+        "grain>=0.2.18,<0.3",
+        "jax>=0.10.2,<0.11",
+        "matplotlib>=3.11,<4",
+        "ml_collections>=1.1.0,<2",
+        "numpy>=2.4,<3",
+        "optax>=0.2.8,<0.3",
+        "orbax-checkpoint>=0.12.8,<0.13",
+        "pillow>=13.0,<14",
+        "rich>=15.0,<16",
+        "safetensors>=0.8.0,<0.9",
+        "tensorboardX>=2.6.5,<3",
+        "tensorflow-datasets>=4.9.10,<4.10",
+        "transformers>=5.23,<6",
+    ],
+    extras_require={
+        "tpu": ["jax[tpu]>=0.10.2,<0.11"],
+        "gpu": ["jax[cuda13]>=0.10.2,<0.11"],
+        "test": [
+            "hypothesis>=6.170,<7",
+            "pyright>=1.1.414,<1.2",
+            "pytest>=9.2,<10",
+            "pytest-xdist>=3.8,<4",
+            "ruff>=0.17.6,<0.18",
+        ],
+        "parity": ["torch==2.13.0"],
+    },
+    entry_points={"console_scripts": ["jepa-vl = jepa_vl.cli.main:main"]},
+)

@@ -1,0 +1,32 @@
+"""What a run says while it goes on, and what it writes down."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+
+from jepa_vl.training import console
+from jepa_vl.training.metrics import MetricsWriter
+
+
+def test_the_time_left_is_estimated_from_the_second_logged_step_on(monkeypatch, capsys):
+    now = [100.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    reporter = console.Reporter("lines", total=101, start=0)
+    for seconds, step in ((60, 1), (1, 2), (19, 21), (80, 101)):
+        now[0] += seconds
+        reporter.step(step, {"loss": 0.5, "images_per_second": 32.0})
+    first, third, last = capsys.readouterr().out.splitlines()
+    assert first == "step 1/101  loss 0.5  32 images/s"  # the minute of compilation counts nowhere
+    assert third == "step 21/101  loss 0.5  32 images/s  1:20 left"  # 20 steps took 20 s
+    assert last == "step 101/101  loss 0.5  32 images/s"
+
+
+def test_counts_are_written_as_integers_and_what_is_not_finite_as_null(tmp_path):
+    writer = MetricsWriter(tmp_path, -1, tensorboard=False)
+    counts = {"bad_steps": jnp.int32(2), "rankme_images": np.int64(64), "loss": jnp.float32(3)}
+    writer.write(1, {**counts, "norm": jnp.float32(np.nan)})
+    writer.close()
+    line = (tmp_path / "metrics.jsonl").read_text()
+    assert line == '{"step": 1, "bad_steps": 2, "rankme_images": 64, "loss": 3.0, "norm": null}\n'
+    assert json.loads(line)["norm"] is None
