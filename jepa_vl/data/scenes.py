@@ -1,10 +1,9 @@
 """Scenes of coloured shapes drawn at random and rendered at any size, with numpy alone.
 
 Lengths are in units of the image side, x to the right, y down, so that a scene knows nothing of
-pixels. A shape is a signed-distance function (negative inside); coverage falls from 1 to 0 over
-one pixel at its edge. Arrays see only operations that IEEE 754 rounds the same everywhere
-(``+ - * / sqrt``, comparisons): sines come from ``math``, rounded, as vectorised ones differ
-between processors.
+pixels. A shape is a signed-distance function (negative inside); a pixel belongs to it if its centre
+does. Arrays see only operations that IEEE 754 rounds the same everywhere (``+ - * / sqrt``,
+comparisons): sines come from ``math``, rounded, as vectorised ones differ between processors.
 """
 
 import math
@@ -30,23 +29,24 @@ COLOURS: dict[str, Colour] = {
     "cyan": (0.27, 0.73, 0.77),
     "white": (0.90, 0.90, 0.90),
 }
-BACKGROUNDS = ("plain", "gradient", "textured")
+TILES = {"fine": 16, "coarse": 12}  # of a mosaic, along a side
 
 BOUND = 1.58  # every shape of radius 1 fits in the disc of this radius, however it is turned
 _REACH = {  # the same for each shape alone
     "circle": 1.0, "square": 1.26, "triangle": 1.56, "star": 1.47,
     "cross": 1.23, "ring": 1.08, "heart": 1.22, "crescent": 1.58,
 }  # fmt: skip
-_RADII = {"small": (0.11, 0.13), "large": (0.15, 0.17)}
-_AREA = (0.20, 0.32)  # of all objects, where _TRIES draws of their sizes find it
+_RADII = {"small": (0.09, 0.105), "large": (0.12, 0.14)}
+_AREA = (0.105, 0.145)  # of all objects, where _TRIES draws of their sizes find it
 _TRIES = 20  # at a place for an object, and at the sizes of all
 _LAYOUTS = 150  # tried before the scene goes without its last objects
 _GAP = 0.015  # least distance of two bodies; a body is halfway between the disc and the reach
 _EDGE = 0.008  # least distance of an object from the edge
 _SPOTS = ((0.28, 0.28), (0.72, 0.28), (0.5, 0.72))  # for three objects if nothing else is found
-_SHADE = 0.22  # the second tone of a texture is the colour times this
+_SHADE = 0.75  # a texture's dark tone is the colour times this
+_TONES = (0.625, 1.125)  # of tiles, cut to _SHADE and 1; half lie between, as at soft edges
+_UNEVEN = 0.3  # how far the number of tiles of a colour may be off the mean
 _PERIOD = (0.082, 0.1)  # of the textures
-_LATTICE = 9  # nodes along a side of a textured background
 
 
 @dataclass(frozen=True)
@@ -69,18 +69,15 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Background:
-    """What lies behind the objects, in muted colours."""
+    """A mosaic of square tiles in every colour but that of the objects."""
 
-    kind: str
-    colour: Colour
-    other: Colour  # the far end of a gradient
-    angle: float  # of the gradient
-    lattice: tuple[float, ...]  # [_LATTICE ** 2], brightness added at the nodes of a texture
+    kind: str  # of TILES
+    tiles: tuple[Colour, ...]  # row-major
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A background and its 3 to 5 objects in drawing order, all of one texture."""
+    """A background and its 3 or 4 objects in drawing order, all of one colour."""
 
     background: Background
     objects: tuple[SceneObject, ...]
@@ -112,22 +109,16 @@ def _near(rng: np.random.Generator, colour: Colour, spread: float) -> Colour:
 
 
 def random_scene(rng: np.random.Generator) -> Scene:
-    """Draws a scene of 3 to 5 objects of different shapes and one texture."""
-    grey = between(rng, 0.24, 0.28)
-    muted = _near(rng, (grey, grey, grey), 0.02)
-    grey += 0.06 if grey < 0.26 else -0.04
-    other = _near(rng, (grey, grey, grey), 0.02)
-    lattice = tuple((0.1 * (rng.random(_LATTICE**2) - 0.5)).tolist())
-    angle = between(rng, -math.pi, math.pi)
-    background = Background(pick(rng, BACKGROUNDS), muted, other, angle, lattice)
-    texture = pick(rng, tuple(TEXTURES))
-    shapes = shuffled(rng, tuple(SHAPES))[: 3 + int(rng.random() * 3)]
+    """Draws a scene of 3 or 4 objects of different shapes and one colour."""
+    colour = pick(rng, tuple(COLOURS))
+    background = _mosaic(rng, [name for name in COLOURS if name != colour])
+    shapes = shuffled(rng, tuple(SHAPES))[: 3 + int(rng.random() * 2)]
     sized = _sizes(rng, len(shapes))
     reaches = [(radius, _REACH[s] * radius) for s, (_, radius) in zip(shapes, sized, strict=True)]
     objects: list[SceneObject] = []
     # Fewer places than shapes are found in very few scenes: the last shapes are left out.
     for shape, (size, radius), (x, y) in zip(shapes, sized, _places(rng, reaches), strict=False):
-        colour = pick(rng, tuple(COLOURS))
+        texture = pick(rng, tuple(TEXTURES))
         tilt, grain = between(rng, -0.35, 0.35), between(rng, 0, 2 * math.pi)
         period, phase = between(rng, *_PERIOD), (rng.random(), rng.random())
         tint = _near(rng, COLOURS[colour], 0.04)
@@ -137,6 +128,22 @@ def random_scene(rng: np.random.Generator) -> Scene:
             )
         )
     return Scene(background, tuple(objects))
+
+
+def _mosaic(rng: np.random.Generator, colours: Sequence[str]) -> Background:
+    """Tiles of the given colours, about as many of each, as bright as textures are on average."""
+    kind = pick(rng, tuple(TILES))
+    count = TILES[kind] ** 2
+    shares = [1 + between(rng, -_UNEVEN, _UNEVEN) for _ in colours]
+    ends = [sum(shares[: i + 1]) / sum(shares) * count for i in range(len(colours))]
+    names = [next(n for n, end in zip(colours, ends, strict=True) if i < end or n == colours[-1])
+             for i in range(count)]  # fmt: skip
+    tiles = []
+    for name in shuffled(rng, names):
+        tone = min(max(between(rng, _TONES[0], _TONES[1]), _SHADE), 1.0)
+        r, g, b = _near(rng, COLOURS[name], 0.04)
+        tiles.append((r * tone, g * tone, b * tone))
+    return Background(kind, tuple(tiles))
 
 
 def _sizes(rng: np.random.Generator, count: int) -> list[tuple[str, float]]:
@@ -210,10 +217,11 @@ def _offsets(centre: float, span: slice, size: int) -> Array:
 
 
 def _cover(item: SceneObject, xs: Array, ys: Array, size: int) -> tuple[Array, Array]:
-    """Coverage and brightness of an object on a grid, both ``[h, w] f32`` in [0, 1]."""
+    """Coverage (0 or 1) and brightness of an object on a grid, both ``[h, w] f32``."""
     u, v = _turned(xs, ys, item.tilt, 1 / item.radius)
     distance = SHAPES[item.shape](u, v)
-    coverage = _soft(distance, item.radius * size)
+    # A soft outline would mix two colours into a third, which a histogram would see.
+    coverage = (distance < 0).astype(np.float32)
     u, v = _turned(xs, ys, item.grain, 1 / item.period)
     p, q = (np.float32(phase) for phase in item.phase)
     dark = _soft(TEXTURES[item.texture](u, v, p, q), item.period * size)
@@ -233,27 +241,14 @@ def _turned(xs: Array, ys: Array, angle: float, scale: float) -> tuple[Array, Ar
 
 def _background(background: Background, size: int) -> Array:
     """``[H, W, 3] f32`` in [0, 1]."""
-    colour = np.asarray(background.colour, np.float32)
-    canvas = np.empty((size, size, 3), np.float32)
-    canvas[:] = colour
-    places = ((np.arange(size) + 0.5) / size).astype(np.float32)
-    if background.kind == "gradient":
-        along, _ = _turned(places - 0.5, places[:, None] - 0.5, background.angle, math.sqrt(0.5))
-        canvas += (along + np.float32(0.5))[:, :, None] * (
-            np.asarray(background.other, np.float32) - colour
-        )
-    elif background.kind == "textured":
-        nodes = np.asarray(background.lattice, np.float32).reshape(_LATTICE, _LATTICE)
-        low = (places * (_LATTICE - 1)).astype(np.intp)
-        part = places * (_LATTICE - 1) - low.astype(np.float32)
-        part = part * part * (3 - 2 * part)
-        rows = nodes[low] + part[:, None] * (nodes[low + 1] - nodes[low])
-        canvas += (rows[:, low] + part * (rows[:, low + 1] - rows[:, low]))[:, :, None]
-    return canvas
+    side = TILES[background.kind]
+    tiles = np.asarray(background.tiles, np.float32).reshape(side, side, 3)
+    place = (2 * np.arange(size) + 1) * side // (2 * size)
+    return np.ascontiguousarray(tiles[place[:, None], place])
 
 
 # Shapes: signed distance (exact near the edges, corners apart) at u to the right, v down, in a
-# frame where the shape's area is pi. tests/test_shapes_world.py holds the areas equal.
+# frame where the shape's area is pi. tests/test_scenes.py holds the areas equal.
 
 
 def _circle(u: Array, v: Array) -> Array:

@@ -1,9 +1,11 @@
 """The built-in data set: procedural scenes with captions, a label, masks and word-to-object links.
 
-A scene has 3 to 5 objects of one texture, the label. Shapes differ within a scene, so that a noun
-names one object; colours, shapes, sizes and places are drawn independently of the texture, whose
-two tones cover one half each, so that no histogram of colours tells it. Item i is a function of
-(seed, split, i) alone; the image size changes nothing but pixels.
+A scene has 3 or 4 objects of one colour, the label, on a mosaic of all the other colours, like the
+plates of a test for colour blindness. All eight colours cover about the same area, so that neither
+a coarse histogram of colours nor the mean colour tells the label: one has to see which colour makes
+up the shapes. Shapes differ within a scene, so that a noun names one object; textures, shapes,
+sizes and places are drawn independently of the colour. Item i is a function of (seed, split, i)
+alone; the image size changes nothing but pixels.
 """
 
 import hashlib
@@ -12,17 +14,16 @@ from typing import Any, SupportsIndex
 
 import numpy as np
 
-from jepa_vl.data.scenes import Scene, SceneObject, pick, random_scene, render, shuffled
-from jepa_vl.data.textures import TEXTURES
+from jepa_vl.data.scenes import COLOURS, Scene, SceneObject, pick, random_scene, render, shuffled
 
-_VERSION = 2  # raise it whenever a pixel or a caption changes
+_VERSION = 3  # raise it whenever a pixel or a caption changes
 _SPLITS = ("train", "val")
 _CLEAR = (
     0.15  # least distance of centres, in sides, that a caption calls left, right, above or below
 )
 _MAX_WORDS = 16
 _USUAL = 0.6  # chance of the first, usual word among synonyms
-_TEXTURED = 0.6  # chance that an object's phrase is sure to name its texture
+_COLOURED = 0.6  # chance that an object's phrase is sure to name its colour
 _TRIES = 60  # captions made, among which are repeats and long ones, before the plain ones are taken
 
 # What captions say. The first word of a row is the usual one; several words name the same object.
@@ -49,28 +50,27 @@ _WORDS = {
     "purple": ("purple", "violet"),
     "cyan": ("cyan", "turquoise"),
 }
-_SURFACES = {"plain": "flat", "gradient": "shaded", "textured": "cloudy"}
-_NUMBERS = ("", "one", "two", "three", "four", "five")
+_NUMBERS = ("", "one", "two", "three", "four")
 
 # Slots: {a0} and {the0} are phrases of the first object spoken of, {shape0}, {colour0}, ... single
-# attributes, {list} all objects with adjectives, {nouns} without, {texture} what all share,
-# {surface} the background, {count} a number. {texture} and {count} name no single object.
+# attributes, {list} all objects with adjectives, {nouns} without, {colour} what all share,
+# {grain} the mosaic's, {count} a number. {colour}, {grain} and {count} name no single object.
 _WHOLE = (
-    "several {texture} shapes",
-    "{count} {texture} shapes",
-    "{count} {texture} shapes on a {surface} background",
-    "{texture} shapes on a {surface} background",
-    "a picture of {count} {texture} things",
-    "a scene with {texture} shapes",
-    "all {count} shapes are {texture}",
-    "every shape is {texture}",
-    "{count} {texture} shapes , {nouns}",
-    "{texture} shapes , {nouns}",
-    "{nouns} , all {texture}",
-    "{nouns} are all {texture}",
+    "several {colour} shapes",
+    "{count} {colour} shapes",
+    "{count} {colour} shapes on a {grain} mosaic",
+    "{colour} shapes on a {grain} mosaic",
+    "a picture of {count} {colour} things",
+    "a scene with {colour} shapes",
+    "all {count} shapes are {colour}",
+    "every shape is {colour}",
+    "{count} {colour} shapes , {nouns}",
+    "{colour} shapes , {nouns}",
+    "{nouns} , all {colour}",
+    "{nouns} are all {colour}",
     "{list}",
     "a scene with {list}",
-    "{list} on a {surface} background",
+    "{list} on a {grain} mosaic",
 )
 _SINGLE = (
     "{a0}",
@@ -82,7 +82,7 @@ _SINGLE = (
     "the {colour0} {shape0} is {texture0}",
     "the {shape0} is {texture0}",
     "a {texture0} {shape0} in {colour0}",
-    "a {size0} {texture0} {shape0}",
+    "a {size0} {colour0} {shape0}",
 )
 _PLAIN = (
     "the {shape0} is {texture0}",
@@ -127,7 +127,7 @@ class ShapesWorld:
       image_size: side of the images, pixels.
     """
 
-    classes: tuple[str, ...] = tuple(TEXTURES)
+    classes: tuple[str, ...] = tuple(COLOURS)
 
     def __init__(self, seed: int, length: int, image_size: int, split: str = "train"):
         """Names the scenes; none is made yet.
@@ -166,9 +166,8 @@ class ShapesWorld:
 
         Returns:
           Also ``mask`` [H, W] uint8 (0 background, k where object k is seen), ``objects`` (a list
-          of ``SceneObject`` in drawing order) and ``word_objects``: for each
-          caption and each of its words (as ``captions.words`` splits it) the object that it names,
-          from 1, 0 for none.
+          of ``SceneObject`` in drawing order) and ``word_objects``: for each caption and each of
+          its words (as ``captions.words`` splits it) the object that it names, from 1, 0 for none.
 
         Raises:
           IndexError: index not in [0, length).
@@ -184,7 +183,7 @@ class ShapesWorld:
         return {
             "image": image,
             "captions": list(captions),
-            "label": self.classes.index(scene.objects[0].texture),
+            "label": self.classes.index(scene.objects[0].colour),
             "key": f"{self.split}-{index:08d}",
             "mask": mask,
             "objects": list(scene.objects),
@@ -259,7 +258,7 @@ def _fill(
     """Fills a template; ``spoken`` are the objects by slot, ``detail`` is as in ``_phrase``."""
     shared = {
         "{count}": _NUMBERS[len(scene.objects)],
-        "{surface}": _SURFACES[scene.background.kind],
+        "{grain}": scene.background.kind,
     }
     out: _Words = []
     for token in template.split():
@@ -269,8 +268,8 @@ def _fill(
                     out.append(("and" if place == len(spoken) - 1 else ",", 0))
                 item = scene.objects[number]
                 out += _phrase("a", item, number + 1, rng, detail if token == "{list}" else 0)
-        elif token == "{texture}":
-            out += [(word, 0) for word in _said(scene.objects[0].texture, rng)]
+        elif token == "{colour}":
+            out += [(word, 0) for word in _said(scene.objects[0].colour, rng)]
         elif not token.startswith("{") or token in shared:
             out.append((shared.get(token, token), 0))
         else:
@@ -288,8 +287,8 @@ def _phrase(
 ) -> _Words:
     """An article, 1 to ``detail`` adjectives, or none if it is 0, and the noun."""
     kept = shuffled(rng, ("size", "texture", "colour"))
-    if rng.random() < _TEXTURED:
-        kept.sort(key=lambda kind: kind != "texture")
+    if rng.random() < _COLOURED:
+        kept.sort(key=lambda kind: kind != "colour")
     kept = kept[: min(detail, 1 + int(rng.random() * detail))]
     kept.sort(key=lambda kind: kind != "size")  # size comes first, colour and texture in any order
     said = [word for kind in (*kept, "shape") for word in _said(getattr(item, kind), rng)]

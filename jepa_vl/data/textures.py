@@ -2,7 +2,7 @@
 
 A texture gives the signed distance to its dark tone, in periods, at u and v, also in periods and
 turned, from the object's centre; p and q are phases in [0, 1). Both tones cover one half, so that
-neither brightness nor a histogram of colours tells textures apart.
+objects of every texture are as bright on average as the tiles behind them.
 """
 
 import math

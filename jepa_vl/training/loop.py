@@ -199,7 +199,8 @@ class Run:
                     return NOT_FINITE
                 if leaving and step < self.total:
                     return PREEMPTED
-        return DONE
+        gave_up = previous is not None and _gave_up(config, previous)
+        return NOT_FINITE if gave_up else DONE
 
     def finish(self, code: int) -> None:
         """Waits for the last checkpoint and leaves result.json, the contract for scripts."""
