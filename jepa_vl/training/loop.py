@@ -187,7 +187,9 @@ class Run:
                     row = {"images_per_second": rate, "seconds": self.seconds(), **metrics}
                 row |= self.examine(step)
                 if row:
-                    self.reporter.step(step, self.writer.write(step, row))
+                    written = self.writer.write(step, row)
+                    if "loss" in written:
+                        self.reporter.step(step, written)
                     clock, images = time.monotonic(), 0
                 # One step late, so that no step waits for its own metrics.
                 failed = previous is not None and _gave_up(config, previous)
