@@ -52,6 +52,11 @@ def pooled(
     return np.concatenate(parts)
 
 
+def unit(x: Array) -> Array:
+    """Rows of x, float [n, D], scaled to length 1; rows of zeros stay."""
+    return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+
+
 def pixels(images: Array, size: int = 16) -> Array:
     """The floor: raw pixels, uint8 [n, H, W, 3] -> float32 [n, size * size * 3], box-averaged."""
     n, height, width, _ = images.shape

@@ -26,7 +26,7 @@ def classify(
     Returns:
       int [m].
     """
-    train, queries = _unit(train), _unit(queries)
+    train, queries = features.unit(train), features.unit(queries)
     k = min(k, len(train))
     classes = int(train_labels.max()) + 1
     out = []
@@ -39,10 +39,6 @@ def classify(
         np.add.at(votes, (rows, train_labels[nearest].ravel()), weight.ravel())
         out.append(votes.argmax(axis=1))
     return np.concatenate(out)
-
-
-def _unit(x: Array) -> Array:
-    return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 from jepa_vl.config import Config, ConfigError, flat, resolve, to_dict
 from jepa_vl.report import figures
 from jepa_vl.report.page import Section, render_page
-from jepa_vl.training.metrics import read_rows
+from jepa_vl.training import metrics
 
 CURVES = {
     "loss and its parts": ["loss", "loss/predict", "loss/sparse", "loss/consistency"],
@@ -56,11 +56,11 @@ class Written:
 
     def first(self, name: str) -> Any:
         """The earliest logged value; None if there is none."""
-        return next((row[name] for row in self.rows if row.get(name) is not None), None)
+        return metrics.first(self.rows, name)
 
     def last(self, name: str) -> Any:
         """The latest logged value; None if there is none."""
-        return next((row[name] for row in self.rows[::-1] if row.get(name) is not None), None)
+        return metrics.last(self.rows, name)
 
 
 def read(workdir: Path) -> Written:
@@ -72,7 +72,7 @@ def read(workdir: Path) -> Written:
     meta = _json(workdir / "config.json")
     if not meta:
         raise ConfigError("--workdir", str(workdir), "holds no run (no config.json); train first")
-    rows, result = read_rows(workdir / "metrics.jsonl"), _json(workdir / "result.json")
+    rows, result = metrics.read_rows(workdir / "metrics.jsonl"), _json(workdir / "result.json")
     steps = max((row["step"] for row in rows), default=0)
     # A resumed run goes beyond what an earlier process wrote when it ended.
     current = result.get("steps") == steps
@@ -101,7 +101,7 @@ def build(workdir: Path, say: Callable[[str], None]) -> str:
     written = read(workdir)
     sections = [_results(written), _curves(written)]
     data: dict[str, Any] = {"result": written.result, "config": to_dict(written.config)}
-    notes = []
+    cards = []
     try:
         from jepa_vl.report import pictures
 
@@ -109,9 +109,7 @@ def build(workdir: Path, say: Callable[[str], None]) -> str:
         sections += shown
         cards = [("checkpoint drawn", f"step {step}")]
     except ConfigError as error:  # no checkpoint yet, or the data has gone
-        notes.append(f"Pictures of what was learnt are left out: {error}")
-        cards = []
-    for note in notes:
+        note = f"Pictures of what was learnt are left out: {error}"
         say(note)
         sections.append(Section("Left out", note))
     sections.append(_configuration(written))

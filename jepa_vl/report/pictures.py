@@ -105,8 +105,7 @@ def _neighbours(run: Loaded) -> Section:
 
     def unit(batches: list[dict[str, Array]]) -> Array:
         images, valid = [b["image"] for b in batches], [b["valid"] for b in batches]
-        x = features.pooled(encode, run.state.target, images, valid)
-        return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+        return features.unit(features.pooled(encode, run.state.target, images, valid))
 
     asked = run.read(run.held_out, queries)
     library = run.read(run.train, searched)

@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,16 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             break
     return rows
+
+
+def first(rows: Sequence[Mapping[str, Any]], name: str) -> Any:
+    """The earliest value of a metric; None if there is none."""
+    return next((row[name] for row in rows if row.get(name) is not None), None)
+
+
+def last(rows: Sequence[Mapping[str, Any]], name: str) -> Any:
+    """The latest value of a metric; None if there is none."""
+    return first(rows[::-1], name)
 
 
 def _plain(value: Any) -> Any:
@@ -76,11 +86,11 @@ class MetricsWriter:
 
     def first(self, name: str) -> Any:
         """The earliest value of a metric over the whole run; None if there is none."""
-        return next((r[name] for r in self.rows if r.get(name) is not None), None)
+        return first(self.rows, name)
 
     def last(self, name: str) -> Any:
         """The latest value of a metric; None if there is none."""
-        return next((r[name] for r in reversed(self.rows) if r.get(name) is not None), None)
+        return last(self.rows, name)
 
     def close(self) -> None:
         """Flushes and closes."""
