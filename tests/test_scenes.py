@@ -1,4 +1,4 @@
-"""Scenes as drawn: equal areas, hard outlines, a mosaic of the other colours, textures unlike."""
+"""Scenes as drawn: equal areas, a mosaic of grey tiles, textures unlike."""
 
 import dataclasses
 import itertools
@@ -16,38 +16,29 @@ def drawn(count: int) -> list[scenes.Scene]:
     return [scenes.random_scene(np.random.Generator(np.random.Philox(s))) for s in seeds]
 
 
-def test_the_mosaic_holds_every_other_colour_and_never_that_of_the_objects():
-    named = np.array(list(scenes.COLOURS.values()))
-    tones = np.linspace(scenes._SHADE, 1, 17)[:, None, None, None]
+def test_tiles_of_the_mosaic_are_grey_and_span_their_range_of_brightness():
+    low, high = scenes._TONES
     for scene in drawn(100):
         tiles = np.array(scene.background.tiles)
         assert len(tiles) == scenes.TILES[scene.background.kind] ** 2
-        errors = np.abs(tiles[:, None] - tones * named).max(-1).min(0)  # [tile, colour]
-        assert errors.min(1).max() < 0.055
-        shares = np.bincount(errors.argmin(1), minlength=8) / len(tiles)
-        own = list(scenes.COLOURS).index(scene.objects[0].colour)
-        assert shares[own] == 0 and np.sort(shares)[1] > 0.07 and shares.max() < 0.25
+        assert low <= tiles.min() < low + 0.05 and high - 0.05 < tiles.max() <= high
+        image, _ = scenes.render(dataclasses.replace(scene, objects=()), 48)
+        assert (image == image[:, :, :1]).all()
 
 
-def test_tiles_are_as_bright_as_textures_on_average():
-    tones = [
-        np.array(tile) / scenes.COLOURS["white"]
-        for scene in drawn(100)
-        for tile in scene.background.tiles
-        if np.ptp(tile) < 0.1  # the white ones
-    ]
-    assert abs(np.mean(tones) - (1 + scenes._SHADE) / 2) < 0.01
+def test_mosaic_and_objects_are_about_equally_bright_on_average():
+    tiles = np.mean([tile for scene in drawn(100) for tile in scene.background.tiles])
+    tints = np.mean(list(scenes.COLOURS.values()))
+    assert abs(tiles - tints) < 0.01
 
 
-def test_pixels_of_an_object_have_its_tint_and_its_outline_mixes_no_colours():
+def test_pixels_of_an_object_have_its_tint_and_lie_between_the_two_tones():
     shades = []
     for scene in drawn(100):
         image, mask = scenes.render(scene, 64)
-        empty, _ = scenes.render(dataclasses.replace(scene, objects=()), 64)
-        assert np.array_equal(image[mask == 0], empty[mask == 0])
         for number, o in enumerate(scene.objects, 1):
             assert np.abs(np.subtract(o.tint, scenes.COLOURS[o.colour])).max() <= 0.04 + 1e-9
-            inside = image[mask == number] / 255
+            inside = image[~_grown(_grown(mask != number))] / 255  # soft outlines mix colours
             shade = (inside @ o.tint) / np.dot(o.tint, o.tint)
             assert np.abs(inside - shade[:, None] * o.tint).max() < 1 / 255
             assert shade.min() > scenes._SHADE - 0.01 and shade.max() < 1.01
@@ -55,12 +46,18 @@ def test_pixels_of_an_object_have_its_tint_and_its_outline_mixes_no_colours():
     assert abs(np.mean(shades) - (1 + scenes._SHADE) / 2) < 0.01
 
 
-def test_three_objects_are_placed_even_where_more_do_not_fit():
-    places = scenes._places(np.random.default_rng(0), [(0.17, 0.27)] * 5)
-    assert len(places) == 3
-    for i, (x, y) in enumerate(places):
-        assert all(np.hypot(x - a, y - b) > 0.439 for a, b in places[:i])
-        assert min(x, y, 1 - x, 1 - y) >= 0.27
+def _grown(mask: np.ndarray) -> np.ndarray:
+    """bool [H, W], and the eight neighbours of each pixel."""
+    padded = np.pad(mask, 1)
+    h, w = mask.shape
+    return np.any([padded[i : i + h, j : j + w] for i in range(3) for j in range(3)], axis=0)
+
+
+def test_two_objects_are_placed_even_where_more_do_not_fit():
+    places = scenes._places(np.random.default_rng(0), [(0.185, 0.292)] * 5)
+    (a, b), (c, d) = places
+    assert np.hypot(a - c, b - d) > 0.185 + 0.292  # whatever their shapes
+    assert min(*places[0], *(1 - np.array(places[1]))) >= 0.292
 
 
 def test_all_shapes_cover_the_same_area():
@@ -97,7 +94,7 @@ def _dark(draw: int, size: int, radius: float) -> dict[str, np.ndarray]:
     grid = ((np.arange(size) + 0.5) / size - 0.5).astype(np.float32)
     out = {}
     for texture in TEXTURES:
-        shown = dataclasses.replace(item, texture=texture)
+        shown = dataclasses.replace(item, texture=texture, grain=TEXTURES[texture].angle)
         coverage, shade = scenes._cover(shown, grid, grid[:, None], size)
         out[texture] = (1 - shade[coverage > 0.5]) / (1 - scenes._SHADE)
     return out

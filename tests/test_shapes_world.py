@@ -30,13 +30,13 @@ CLAIMS = {
     },
     "size": {"small": "small tiny little", "large": "large big huge"},
     "texture": {
-        "striped": "striped stripy banded",
+        "banded": "banded layered",
+        "barred": "barred fluted",
+        "hatched": "hatched",
+        "slanted": "slanted oblique",
         "checkered": "checkered chequered checked",
         "dotted": "dotted spotted",
         "gridded": "gridded latticed",
-        "ringed": "ringed hooped",
-        "zigzag": "zigzag chevron",
-        "rayed": "rayed sunburst",
         "speckled": "speckled mottled blotchy",
     },
     "colour": {
@@ -47,7 +47,7 @@ CLAIMS = {
         "purple": "purple violet",
         "orange": "orange",
         "cyan": "cyan turquoise",
-        "white": "white",
+        "grey": "grey gray",
     },
 }
 CLAIM_OF = {
@@ -56,9 +56,9 @@ CLAIM_OF = {
     for value, said in values.items()
     for word in said.split()
 }
-COLOUR_WORDS = {word for word, (kind, _) in CLAIM_OF.items() if kind == "colour"}
+TEXTURE_WORDS = {word for word, (kind, _) in CLAIM_OF.items() if kind == "texture"}
 FILLERS = {"shape", "sign"}  # second words of "star shape", "plus sign"
-NUMBERS = {"three": 3, "four": 4}
+NUMBERS = {"two": 2, "three": 3}
 SIZE, SEEN, HELD_OUT = 64, 2000, 500
 AXES = {
     "left": lambda a, b: b.x - a.x,
@@ -90,7 +90,7 @@ def test_items_are_the_same_bytes_on_every_run_and_machine():
             item = ShapesWorld(7, 1_000_000, 48, split).annotate(index)
             digest.update(item["image"].tobytes() + item["mask"].tobytes())
             digest.update(repr((item["captions"], item["word_objects"], item["label"])).encode())
-    assert digest.hexdigest() == "d5ee076b3631ee1ba541edbbf99a15bda8a91a595f379b1a4c3529f6c9d17d1a"
+    assert digest.hexdigest() == "eda5dd8160cfc469ac0357a4144c4cd48f44f00c2e1f7f81dd0b2a03ec1ab495"
 
 
 def test_an_item_depends_on_neither_length_nor_earlier_reads():
@@ -145,26 +145,26 @@ def test_attribute_words_and_no_others_name_an_object_that_has_the_attribute(ann
             if word in CLAIM_OF:
                 kind, value = CLAIM_OF[word]
                 assert getattr(item["objects"][number - 1], kind) == value, caption
-                assert number > 0 or kind == "colour", caption
+                assert number > 0 or kind == "texture", caption
                 used.add(word if number else "")
             else:
                 assert number == 0 or word in FILLERS, (caption, word)
     assert used == {"", *CLAIM_OF}, "a word is never said"
 
 
-def test_a_colour_said_of_all_objects_names_none_and_said_of_one_names_it(annotated):
+def test_a_texture_said_of_all_objects_names_none_and_said_of_one_names_it(annotated):
     told = Counter()
     for _, caption, said, named in _told(annotated):
-        shared = bool({"shapes", "things", "all", "every"} & set(said)) and said[0] != "one"
-        colours = {n for w, n in zip(said, named, strict=True) if w in COLOUR_WORDS}
-        assert colours == {0} if shared else 0 not in colours, caption
+        shared = bool({"shapes", "things", "are", "every", "each"} & set(said)) and said[0] != "one"
+        textures = {n for w, n in zip(said, named, strict=True) if w in TEXTURE_WORDS}
+        assert textures == {0} if shared else 0 not in textures, caption
         told[shared] += 1
     assert min(told.values()) > 0.2 * told.total()
 
 
-def test_most_captions_name_the_colour(annotated):
-    told = [bool(COLOUR_WORDS & set(said)) for _, _, said, _ in _told(annotated)]
-    assert np.mean(told) > 0.7
+def test_most_captions_name_the_texture(annotated):
+    told = [bool(TEXTURE_WORDS & set(said)) for _, _, said, _ in _told(annotated)]
+    assert np.mean(told) > 0.6
 
 
 def test_numbers_and_grains_in_captions_are_true(annotated):
@@ -175,7 +175,7 @@ def test_numbers_and_grains_in_captions_are_true(annotated):
             told.add(word)
             assert len(item["objects"]) == NUMBERS.get(word, len(item["objects"])), caption
             assert word in (*NUMBERS, kinds[id(item)]), caption
-        assert not {"two", "five"} & set(said)
+        assert not {"four", "five"} & set(said)
     assert told == {*NUMBERS, *scenes.TILES}
 
 
@@ -207,29 +207,29 @@ def test_relation_captions_agree_with_positions(annotated):
     assert len(told) == 10
 
 
-def test_the_label_is_the_colour_of_all_objects(annotated):
+def test_the_label_is_the_texture_of_all_objects(annotated):
     for item in annotated:
-        assert {o.colour for o in item["objects"]} == {ShapesWorld.classes[item["label"]]}
+        assert {o.texture for o in item["objects"]} == {ShapesWorld.classes[item["label"]]}
 
 
-def test_a_scene_has_3_or_4_objects(annotated):
+def test_a_scene_has_2_or_3_objects(annotated):
     counts = Counter(len(item["objects"]) for item in annotated)
-    assert set(counts) == {3, 4} and min(counts.values()) > 0.4 * SEEN
+    assert set(counts) == {2, 3} and min(counts.values()) > 0.4 * SEEN
 
 
 def test_classes_shapes_and_textures_are_about_equally_frequent_and_sizes_both_common(annotated):
     labels = Counter(item["label"] for item in annotated)
     assert len(labels) == 8 and min(labels.values()) > 0.8 * SEEN / 8
     objects = [o for item in annotated for o in item["objects"]]
-    for name, choices, least in (("shape", 8, 0.9), ("texture", 8, 0.9), ("size", 2, 0.5)):
+    for name, choices, least in (("shape", 8, 0.9), ("colour", 8, 0.9), ("size", 2, 0.5)):
         counts = Counter(getattr(o, name) for o in objects)
         assert len(counts) == choices
         assert min(counts.values()) > least * len(objects) / choices
 
 
-def test_shape_texture_and_size_tell_nothing_about_the_colour(annotated):
-    for name in ("shape", "texture", "size"):
-        pairs = [(getattr(o, name), o.colour) for item in annotated for o in item["objects"]]
+def test_shape_colour_and_size_tell_nothing_about_the_texture(annotated):
+    for name in ("shape", "colour", "size"):
+        pairs = [(getattr(o, name), o.texture) for item in annotated for o in item["objects"]]
         table = Counter(pairs)
         rows, columns = (Counter(pair[side] for pair in pairs) for side in (0, 1))
         expected = {(r, c): rows[r] * columns[c] / len(pairs) for r in rows for c in columns}
@@ -238,23 +238,29 @@ def test_shape_texture_and_size_tell_nothing_about_the_colour(annotated):
         assert chi < freedom + 4 * np.sqrt(2 * freedom), name
 
 
-def _features(items: list[dict]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Colour histograms of 4 bins a channel, mean colours and labels."""
-    images = np.stack([item["image"] for item in items]).reshape(len(items), -1, 3)
-    bins = images[:, :, 0] // 64 * 16 + images[:, :, 1] // 64 * 4 + images[:, :, 2] // 64
-    histograms = np.stack([np.bincount(row, minlength=64) for row in bins]) / bins.shape[1]
-    return histograms, images.mean(1), np.array([item["label"] for item in items])
+def _views(items: list[dict]) -> tuple[np.ndarray, ...]:
+    """Joint colour histograms (4 bins a channel), fine ones (32 bins), mean colours, pixels."""
+    images = np.stack([item["image"] for item in items]).astype(int)
+    flat = images.reshape(len(items), -1, 3)
+    coarse = flat // 64 @ np.array([16, 4, 1])
+    fine = flat // 8 + 32 * np.arange(3)
+    views = [
+        np.stack([np.bincount(row.ravel(), minlength=size) for row in bins])
+        for bins, size in ((coarse, 64), (fine, 96))
+    ]
+    pixels = images.reshape(len(items), 16, SIZE // 16, 16, SIZE // 16, 3).mean((2, 4))
+    return *(v.astype(float) for v in views), flat.mean(1), pixels.reshape(len(items), -1)
 
 
-def test_neither_a_colour_histogram_nor_the_mean_colour_tells_the_label(annotated):
+def test_neither_colour_histograms_nor_the_mean_colour_nor_raw_pixels_tell_the_label(annotated):
     world = ShapesWorld(0, HELD_OUT, SIZE, "val")
-    *seen, labels = _features(annotated)
-    *held_out, truth = _features([world[i] for i in range(HELD_OUT)])
-    for known, asked, most in zip(seen, held_out, (0.3, 0.2), strict=True):
+    held_out = [world[i] for i in range(HELD_OUT)]
+    labels, truth = (np.array([x["label"] for x in part]) for part in (annotated, held_out))
+    for known, asked in zip(_views(annotated), _views(held_out), strict=True):
         order = np.argsort((known**2).sum(1) - 2 * asked @ known.T, axis=1)
         for neighbours in (1, 20):
             votes = [np.bincount(labels[row[:neighbours]], minlength=8) for row in order]
-            assert np.mean(np.argmax(votes, axis=1) == truth) < most
+            assert np.mean(np.argmax(votes, axis=1) == truth) < 0.25  # chance is 0.125
 
 
 def test_masks_number_the_objects_and_cover_the_centres_of_solid_shapes(annotated):
@@ -279,9 +285,9 @@ def test_every_object_is_visible_whole_and_away_from_the_edge(annotated):
     assert min(seen) > 0.85 and abs(np.mean(seen) - 1) < 0.01
 
 
-def test_objects_cover_about_an_eighth_of_the_image(annotated):
+def test_objects_cover_about_a_fifth_of_the_image(annotated):
     covered = [np.mean(item["mask"] > 0) for item in annotated]
-    assert abs(np.mean(covered) - 1 / 8) < 0.015 and min(covered) > 0.09 and max(covered) < 0.25
+    assert abs(np.mean(covered) - 0.21) < 0.02 and min(covered) > 0.11 and max(covered) < 0.3
 
 
 def test_the_scene_does_not_depend_on_the_image_size():

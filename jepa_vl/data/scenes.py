@@ -19,15 +19,16 @@ from jepa_vl.shapes import Array
 T = TypeVar("T")
 Colour = tuple[float, float, float]  # red, green, blue in [0, 1]
 
+# Pale, so that colour, which says nothing about the label, does not drown the textures.
 COLOURS: dict[str, Colour] = {
-    "red": (0.75, 0.25, 0.27),
-    "green": (0.26, 0.61, 0.28),
-    "blue": (0.28, 0.36, 0.78),
-    "yellow": (0.82, 0.76, 0.27),
-    "purple": (0.54, 0.25, 0.64),
-    "orange": (0.84, 0.52, 0.22),
-    "cyan": (0.27, 0.73, 0.77),
-    "white": (0.90, 0.90, 0.90),
+    "red": (0.67, 0.56, 0.57),
+    "green": (0.57, 0.65, 0.58),
+    "blue": (0.56, 0.57, 0.67),
+    "yellow": (0.65, 0.63, 0.52),
+    "purple": (0.61, 0.55, 0.64),
+    "orange": (0.67, 0.60, 0.53),
+    "cyan": (0.53, 0.63, 0.64),
+    "grey": (0.60, 0.60, 0.60),
 }
 TILES = {"fine": 16, "coarse": 12}  # of a mosaic, along a side
 
@@ -36,16 +37,16 @@ _REACH = {  # the same for each shape alone
     "circle": 1.0, "square": 1.26, "triangle": 1.56, "star": 1.47,
     "cross": 1.23, "ring": 1.08, "heart": 1.22, "crescent": 1.58,
 }  # fmt: skip
-_RADII = {"small": (0.09, 0.105), "large": (0.12, 0.14)}
-_AREA = (0.105, 0.145)  # of all objects, where _TRIES draws of their sizes find it
+_RADII = {"small": (0.14, 0.16), "large": (0.17, 0.185)}
+_AREA = (0.19, 0.25)  # of all objects, where _TRIES draws of their sizes find it
 _TRIES = 20  # at a place for an object, and at the sizes of all
 _LAYOUTS = 150  # tried before the scene goes without its last objects
 _GAP = 0.015  # least distance of two bodies; a body is halfway between the disc and the reach
 _EDGE = 0.008  # least distance of an object from the edge
-_SPOTS = ((0.28, 0.28), (0.72, 0.28), (0.5, 0.72))  # for three objects if nothing else is found
-_SHADE = 0.75  # a texture's dark tone is the colour times this
-_TONES = (0.625, 1.125)  # of tiles, cut to _SHADE and 1; half lie between, as at soft edges
-_UNEVEN = 0.3  # how far the number of tiles of a colour may be off the mean
+_SPOTS = ((0.3, 0.3), (0.7, 0.7))  # for the first two objects if nothing else is found
+_SHADE = 0.4  # a texture's dark tone is the colour times this
+_TONES = (0.4, 0.8)  # of tiles, about as dark and as light as objects
+_TURN = 0.2  # radians that a texture may be turned off its own direction
 _PERIOD = (0.082, 0.1)  # of the textures
 
 
@@ -69,15 +70,15 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Background:
-    """A mosaic of square tiles in every colour but that of the objects."""
+    """A mosaic of square grey tiles, each as light or dark as chance has it."""
 
     kind: str  # of TILES
-    tiles: tuple[Colour, ...]  # row-major
+    tiles: tuple[float, ...]  # brightness in [0, 1], row-major
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A background and its 3 or 4 objects in drawing order, all of one colour."""
+    """A background and its 2 or 3 objects in drawing order, all of one texture."""
 
     background: Background
     objects: tuple[SceneObject, ...]
@@ -109,41 +110,26 @@ def _near(rng: np.random.Generator, colour: Colour, spread: float) -> Colour:
 
 
 def random_scene(rng: np.random.Generator) -> Scene:
-    """Draws a scene of 3 or 4 objects of different shapes and one colour."""
-    colour = pick(rng, tuple(COLOURS))
-    background = _mosaic(rng, [name for name in COLOURS if name != colour])
-    shapes = shuffled(rng, tuple(SHAPES))[: 3 + int(rng.random() * 2)]
+    """Draws a scene of 2 or 3 objects of different shapes and one texture."""
+    texture = pick(rng, tuple(TEXTURES))
+    kind = pick(rng, tuple(TILES))
+    background = Background(kind, tuple(between(rng, *_TONES) for _ in range(TILES[kind] ** 2)))
+    shapes = shuffled(rng, tuple(SHAPES))[: 2 + int(rng.random() * 2)]
     sized = _sizes(rng, len(shapes))
     reaches = [(radius, _REACH[s] * radius) for s, (_, radius) in zip(shapes, sized, strict=True)]
     objects: list[SceneObject] = []
     # Fewer places than shapes are found in very few scenes: the last shapes are left out.
     for shape, (size, radius), (x, y) in zip(shapes, sized, _places(rng, reaches), strict=False):
-        texture = pick(rng, tuple(TEXTURES))
-        tilt, grain = between(rng, -0.35, 0.35), between(rng, 0, 2 * math.pi)
+        colour = pick(rng, tuple(COLOURS))
+        tilt, turn = between(rng, -0.35, 0.35), between(rng, -_TURN, _TURN)
         period, phase = between(rng, *_PERIOD), (rng.random(), rng.random())
-        tint = _near(rng, COLOURS[colour], 0.04)
+        tint, grain = _near(rng, COLOURS[colour], 0.04), TEXTURES[texture].angle + turn
         objects.append(
             SceneObject(
                 shape, colour, size, texture, x, y, radius, tilt, grain, period, phase, tint
             )
         )
     return Scene(background, tuple(objects))
-
-
-def _mosaic(rng: np.random.Generator, colours: Sequence[str]) -> Background:
-    """Tiles of the given colours, about as many of each, as bright as textures are on average."""
-    kind = pick(rng, tuple(TILES))
-    count = TILES[kind] ** 2
-    shares = [1 + between(rng, -_UNEVEN, _UNEVEN) for _ in colours]
-    ends = [sum(shares[: i + 1]) / sum(shares) * count for i in range(len(colours))]
-    names = [next(n for n, end in zip(colours, ends, strict=True) if i < end or n == colours[-1])
-             for i in range(count)]  # fmt: skip
-    tiles = []
-    for name in shuffled(rng, names):
-        tone = min(max(between(rng, _TONES[0], _TONES[1]), _SHADE), 1.0)
-        r, g, b = _near(rng, COLOURS[name], 0.04)
-        tiles.append((r * tone, g * tone, b * tone))
-    return Background(kind, tuple(tiles))
 
 
 def _sizes(rng: np.random.Generator, count: int) -> list[tuple[str, float]]:
@@ -160,7 +146,7 @@ def _sizes(rng: np.random.Generator, count: int) -> list[tuple[str, float]]:
 def _places(
     rng: np.random.Generator, reaches: Sequence[tuple[float, float]]
 ) -> Sequence[tuple[float, float]]:
-    """Random centres for objects of given radii and reaches, or three spots if they do not fit."""
+    """Random centres for objects of given radii and reaches, or two spots if they do not fit."""
     for _ in range(_LAYOUTS):
         placed: list[tuple[float, float, float]] = []
         for radius, reach in reaches:
@@ -217,14 +203,12 @@ def _offsets(centre: float, span: slice, size: int) -> Array:
 
 
 def _cover(item: SceneObject, xs: Array, ys: Array, size: int) -> tuple[Array, Array]:
-    """Coverage (0 or 1) and brightness of an object on a grid, both ``[h, w] f32``."""
+    """Coverage and brightness of an object on a grid, both ``[h, w] f32`` in [0, 1]."""
     u, v = _turned(xs, ys, item.tilt, 1 / item.radius)
-    distance = SHAPES[item.shape](u, v)
-    # A soft outline would mix two colours into a third, which a histogram would see.
-    coverage = (distance < 0).astype(np.float32)
+    coverage = _soft(SHAPES[item.shape](u, v), item.radius * size)
     u, v = _turned(xs, ys, item.grain, 1 / item.period)
     p, q = (np.float32(phase) for phase in item.phase)
-    dark = _soft(TEXTURES[item.texture](u, v, p, q), item.period * size)
+    dark = _soft(TEXTURES[item.texture].distance(u, v, p, q), item.period * size)
     return coverage, 1 - np.float32(1 - _SHADE) * dark
 
 
@@ -242,9 +226,9 @@ def _turned(xs: Array, ys: Array, angle: float, scale: float) -> tuple[Array, Ar
 def _background(background: Background, size: int) -> Array:
     """``[H, W, 3] f32`` in [0, 1]."""
     side = TILES[background.kind]
-    tiles = np.asarray(background.tiles, np.float32).reshape(side, side, 3)
+    tiles = np.asarray(background.tiles, np.float32).reshape(side, side)
     place = (2 * np.arange(size) + 1) * side // (2 * size)
-    return np.ascontiguousarray(tiles[place[:, None], place])
+    return np.repeat(tiles[place[:, None], place][:, :, None], 3, axis=2)
 
 
 # Shapes: signed distance (exact near the edges, corners apart) at u to the right, v down, in a

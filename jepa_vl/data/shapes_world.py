@@ -1,11 +1,10 @@
 """The built-in data set: procedural scenes with captions, a label, masks and word-to-object links.
 
-A scene has 3 or 4 objects of one colour, the label, on a mosaic of all the other colours, like the
-plates of a test for colour blindness. All eight colours cover about the same area, so that neither
-a coarse histogram of colours nor the mean colour tells the label: one has to see which colour makes
-up the shapes. Shapes differ within a scene, so that a noun names one object; textures, shapes,
-sizes and places are drawn independently of the colour. Item i is a function of (seed, split, i)
-alone; the image size changes nothing but pixels.
+A scene has 2 or 3 objects that share one texture, the label, on a mosaic of grey tiles. Phases are
+random and both tones of every texture cover one half, so that neither a histogram of colours nor
+raw pixels tell the label: one has to see patterns, wherever they are. Colours, shapes, sizes and
+places differ from object to object; shapes differ within a scene, so that a noun names one object.
+Item i is a function of (seed, split, i) alone; the image size changes nothing but pixels.
 """
 
 import hashlib
@@ -14,9 +13,10 @@ from typing import Any, SupportsIndex
 
 import numpy as np
 
-from jepa_vl.data.scenes import COLOURS, Scene, SceneObject, pick, random_scene, render, shuffled
+from jepa_vl.data.scenes import Scene, SceneObject, pick, random_scene, render, shuffled
+from jepa_vl.data.textures import TEXTURES
 
-_VERSION = 3  # raise it whenever a pixel or a caption changes
+_VERSION = 4  # raise it whenever a pixel or a caption changes
 _SPLITS = ("train", "val")
 _CLEAR = (
     0.15  # least distance of centres, in sides, that a caption calls left, right, above or below
@@ -38,36 +38,36 @@ _WORDS = {
     "crescent": ("crescent", "moon"),
     "small": ("small", "tiny", "little"),
     "large": ("large", "big", "huge"),
-    "striped": ("striped", "stripy", "banded"),
+    "banded": ("banded", "layered"),
+    "barred": ("barred", "fluted"),
+    "slanted": ("slanted", "oblique"),
     "checkered": ("checkered", "chequered", "checked"),
     "dotted": ("dotted", "spotted"),
     "gridded": ("gridded", "latticed"),
-    "ringed": ("ringed", "hooped"),
-    "zigzag": ("zigzag", "chevron"),
-    "rayed": ("rayed", "sunburst"),
     "speckled": ("speckled", "mottled", "blotchy"),
     "red": ("red", "crimson"),
     "purple": ("purple", "violet"),
     "cyan": ("cyan", "turquoise"),
+    "grey": ("grey", "gray"),
 }
-_NUMBERS = ("", "one", "two", "three", "four")
+_NUMBERS = ("", "one", "two", "three")
 
 # Slots: {a0} and {the0} are phrases of the first object spoken of, {shape0}, {colour0}, ... single
-# attributes, {list} all objects with adjectives, {nouns} without, {colour} what all share,
-# {grain} the mosaic's, {count} a number. {colour}, {grain} and {count} name no single object.
+# attributes, {list} all objects with adjectives, {nouns} without, {texture} what all share,
+# {grain} the mosaic's, {count} a number. {texture}, {grain} and {count} name no single object.
 _WHOLE = (
-    "several {colour} shapes",
-    "{count} {colour} shapes",
-    "{count} {colour} shapes on a {grain} mosaic",
-    "{colour} shapes on a {grain} mosaic",
-    "a picture of {count} {colour} things",
-    "a scene with {colour} shapes",
-    "all {count} shapes are {colour}",
-    "every shape is {colour}",
-    "{count} {colour} shapes , {nouns}",
-    "{colour} shapes , {nouns}",
-    "{nouns} , all {colour}",
-    "{nouns} are all {colour}",
+    "several {texture} shapes",
+    "{count} {texture} shapes",
+    "{count} {texture} shapes on a {grain} mosaic",
+    "{texture} shapes on a {grain} mosaic",
+    "a picture of {count} {texture} things",
+    "a scene with {texture} shapes",
+    "all of the {count} shapes are {texture}",
+    "every shape is {texture}",
+    "{count} {texture} shapes , {nouns}",
+    "{texture} shapes , {nouns}",
+    "{nouns} , each of them {texture}",
+    "{nouns} are {texture}",
     "{list}",
     "a scene with {list}",
     "{list} on a {grain} mosaic",
@@ -87,7 +87,8 @@ _SINGLE = (
 _PLAIN = (
     "the {shape0} is {texture0}",
     "the {shape0} is {colour0}",
-)  # 2 for each of 3 objects: >= 5
+    "the {shape0} is {size0}",
+)  # 3 for each of 2 objects: >= 5
 _RELATIONS = {
     "left": (
         "{a0} to the left of {a1}",
@@ -127,7 +128,7 @@ class ShapesWorld:
       image_size: side of the images, pixels.
     """
 
-    classes: tuple[str, ...] = tuple(COLOURS)
+    classes: tuple[str, ...] = tuple(TEXTURES)
 
     def __init__(self, seed: int, length: int, image_size: int, split: str = "train"):
         """Names the scenes; none is made yet.
@@ -183,7 +184,7 @@ class ShapesWorld:
         return {
             "image": image,
             "captions": list(captions),
-            "label": self.classes.index(scene.objects[0].colour),
+            "label": self.classes.index(scene.objects[0].texture),
             "key": f"{self.split}-{index:08d}",
             "mask": mask,
             "objects": list(scene.objects),
@@ -227,7 +228,7 @@ def _keep(said: _Words, out: dict[str, list[int]]) -> None:
 
 def _whole(scene: Scene, rng: np.random.Generator) -> _Words:
     order = shuffled(rng, range(len(scene.objects)))
-    return _fill(pick(rng, _WHOLE), scene, rng, order, 2 if len(order) == 3 else 1)
+    return _fill(pick(rng, _WHOLE), scene, rng, order, 2)
 
 
 def _single(scene: Scene, rng: np.random.Generator) -> _Words:
@@ -268,8 +269,8 @@ def _fill(
                     out.append(("and" if place == len(spoken) - 1 else ",", 0))
                 item = scene.objects[number]
                 out += _phrase("a", item, number + 1, rng, detail if token == "{list}" else 0)
-        elif token == "{colour}":
-            out += [(word, 0) for word in _said(scene.objects[0].colour, rng)]
+        elif token == "{texture}":
+            out += [(word, 0) for word in _said(scene.objects[0].texture, rng)]
         elif not token.startswith("{") or token in shared:
             out.append((shared.get(token, token), 0))
         else:

@@ -2,11 +2,12 @@
 
 A texture gives the signed distance to its dark tone, in periods, at u and v, also in periods and
 turned, from the object's centre; p and q are phases in [0, 1). Both tones cover one half, so that
-objects of every texture are as bright on average as the tiles behind them.
+objects of every texture are equally bright on average.
 """
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,9 +16,6 @@ from jepa_vl.shapes import Array
 Phase = np.float32
 _NOISE = 32  # nodes along a side of the noise of speckles, which repeats
 _NODES = np.random.Generator(np.random.Philox(0)).random((_NOISE, _NOISE)).astype(np.float32) - 0.5
-_RAYS = [
-    (round(math.cos(k * math.pi / 5), 6), round(math.sin(k * math.pi / 5), 6)) for k in range(5)
-]
 
 
 def _wave(t: Array) -> Array:
@@ -44,24 +42,6 @@ def _gridded(u: Array, v: Array, p: Phase, q: Phase) -> Array:
     return 0.1036 - np.maximum(_wave(u + p), _wave(v + q))
 
 
-def _ringed(u: Array, v: Array, p: Phase, q: Phase) -> Array:
-    del q
-    return _wave(np.sqrt(u * u + v * v) + p)
-
-
-def _zigzag(u: Array, v: Array, p: Phase, q: Phase) -> Array:
-    return _wave(0.75 * v + 1.5 * _wave(u * 0.6 + p) + q) * 0.853
-
-
-def _rayed(u: Array, v: Array, p: Phase, q: Phase) -> Array:
-    del p, q
-    side, near = np.ones_like(u * v), np.full_like(u * v, np.inf)
-    for cos, sin in _RAYS:
-        line = u * cos + v * sin
-        side, near = side * np.sign(line), np.minimum(near, np.abs(line))
-    return side * near
-
-
 def _speckled(u: Array, v: Array, p: Phase, q: Phase) -> Array:
     x, y = u * 2 + p * _NOISE, v * 2 + q * _NOISE
     i, j = np.floor(x), np.floor(y)
@@ -74,13 +54,20 @@ def _speckled(u: Array, v: Array, p: Phase, q: Phase) -> Array:
     return upper + y * (lower - upper)
 
 
-TEXTURES: dict[str, Callable[[Array, Array, Phase, Phase], Array]] = {
-    "striped": _striped,
-    "checkered": _checkered,
-    "dotted": _dotted,
-    "gridded": _gridded,
-    "ringed": _ringed,
-    "zigzag": _zigzag,
-    "rayed": _rayed,
-    "speckled": _speckled,
+class Texture(NamedTuple):
+    """A texture: its signed distance, and the direction of its lines, radians from x to y."""
+
+    distance: Callable[[Array, Array, Phase, Phase], Array]
+    angle: float
+
+
+TEXTURES: dict[str, Texture] = {
+    "banded": Texture(_striped, 0.0),
+    "barred": Texture(_striped, math.pi / 2),
+    "hatched": Texture(_striped, math.pi / 4),
+    "slanted": Texture(_striped, -math.pi / 4),
+    "checkered": Texture(_checkered, 0.0),
+    "dotted": Texture(_dotted, 0.0),
+    "gridded": Texture(_gridded, 0.0),
+    "speckled": Texture(_speckled, 0.0),
 }

@@ -36,8 +36,11 @@ class HashedText(nn.Module):
         check_shape("word_mask", word_mask, "B N S", **sizes)
         b, n, s = word_ids.shape
         embedding = self.param("word_embedding", NORMAL, (c.vocabulary, c.width))
-        position = self.param("word_position", NORMAL, (c.words, c.width))
-        x = (embedding[word_ids] + position).reshape(b * n, s, c.width)
+        # From 0, so that a word starts as itself wherever it stands. Normalised, as blocks would
+        # drown embeddings of 0.02 in what all words of a caption share.
+        position = self.param("word_position", nn.initializers.zeros, (c.words, c.width))
+        x = LayerNorm(name="embedding_norm")(embedding[word_ids] + position)
+        x = x.reshape(b * n, s, c.width)
         for i in range(c.depth):
             block = Block(c.heads, 4 * c.width, self.dtype, name=f"block_{i}")
             x = block(x, word_mask.reshape(b * n, s))
