@@ -38,7 +38,7 @@ def test_similarities_return_to_the_patches_they_came_from(mode):
         "word_mask": np.ones((3, 2, 3), bool),
         "caption_mask": np.ones((3, 2), bool),
     }
-    maps = wordmaps.word_maps(Telling(), jnp.zeros(()), None, batch, plan, draws=60)
+    maps = wordmaps.word_maps(Telling(), jnp.zeros(()), None, {}, batch, plan, draws=60)
     grid = np.arange(plan.grid**2).reshape(plan.grid, plan.grid)
     expected = (
         grid + 1000 * np.arange(6).reshape(2, 3, 1, 1) + 100 * np.arange(3).reshape(-1, 1, 1, 1, 1)
