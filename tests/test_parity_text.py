@@ -53,7 +53,6 @@ def test_t5_equals_transformers_where_there_are_words(tmp_path, feed_forward):
     ids, mask = words(64)
     expected = theirs(model, ids, mask)
     assert gap(ours(tmp_path, "t5", ids, mask), expected, mask) < 1e-5
-    assert gap(ours(tmp_path, "t5", ids, mask, jnp.bfloat16), expected, mask) < 3e-2
 
 
 def test_bert_equals_transformers_where_there_are_words(tmp_path):
@@ -61,7 +60,16 @@ def test_bert_equals_transformers_where_there_are_words(tmp_path):
     ids, mask = words(96)
     expected = theirs(model, ids, mask)
     assert gap(ours(tmp_path, "bert", ids, mask), expected, mask) < 1e-5
-    assert gap(ours(tmp_path, "bert", ids, mask, jnp.bfloat16), expected, mask) < 3e-2
+
+
+@pytest.mark.parametrize("kind", ["t5", "bert"])
+def test_products_in_bfloat16_stay_within_a_hundredth(tmp_path, kind):
+    """Weights of a size at which the softmax is no step function; torch's autocast errs alike."""
+    model = towers.MAKERS[kind](tmp_path, spread=0.1)
+    ids, mask = words(64)
+    expected = theirs(model, ids, mask)[mask]
+    found = ours(tmp_path, kind, ids, mask, jnp.bfloat16)[mask]
+    assert 0 < np.linalg.norm(found - expected) < 1e-2 * np.linalg.norm(expected)
 
 
 @pytest.mark.parametrize("types", [0, 2])

@@ -9,6 +9,7 @@ import pytest
 
 from jepa_vl.data import captions, masking, shapes_world
 from jepa_vl.evaluators import wordmaps
+from jepa_vl.schema import TextConfig
 from tests.tiny import tiny
 
 
@@ -55,13 +56,13 @@ def test_similarities_return_to_the_patches_they_came_from(mode):
 
 
 def test_word_pieces_become_one_map():
-    text = "the checkered, crescent"
-    assert len(captions.pieces(text)) == 4  # checkere ##d
+    text, reader = "the checkered, crescent", captions.CaptionReader(TextConfig(words=5))
+    assert len(reader.tokens(text)) == 4  # checkere ##d
     maps = np.arange(5, dtype=np.float32)[:, None, None] * np.ones((5, 2, 2), np.float32)
-    words, merged = wordmaps.by_word(text, maps)
+    words, merged = wordmaps.by_word(reader, text, maps)
     assert words == ["the", "checkered", "crescent"]
     np.testing.assert_array_equal(merged[:, 0, 0], [0, 1.5, 3])
-    cut, merged = wordmaps.by_word(text, maps[:2])
+    cut, merged = wordmaps.by_word(reader, text, maps[:2])
     assert cut == ["the", "checkered"] and merged.shape == (2, 2, 2)
 
 

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from jepa_vl.config import ConfigError
-from jepa_vl.pretrained import fingerprint, locate
+from jepa_vl.pretrained import fingerprint, locate, read_json
 from jepa_vl.schema import TextConfig
 
 FIRST_PIECE = 2  # of hashed pieces: 0 pads, 1 is kept free for a special token
 PIECE_LENGTH = 8  # letters; longer words are several pieces, the later ones marked with "##"
 PATH = "text.path"
+VOCABULARIES = ("tokenizer.json", "vocab.txt", "spiece.model")
 FILE = "tokenizer.json"  # beside cached embeddings
 
 
@@ -97,6 +98,9 @@ def _covered(span: tuple[int, int], spans: list[tuple[int, int]]) -> int | None:
 
 def _pretrained(config: TextConfig) -> PretrainedTokenizer:
     folder = locate(config.path, PATH)
+    if not any((folder / name).is_file() for name in VOCABULARIES):
+        # transformers would go on with an empty vocabulary.
+        raise ConfigError(PATH, config.path, f"holds no tokenizer: {', '.join(VOCABULARIES)}")
     from transformers import AutoTokenizer  # seconds, and torch where that is installed
 
     try:
@@ -105,6 +109,10 @@ def _pretrained(config: TextConfig) -> PretrainedTokenizer:
     except Exception as error:  # of many kinds, by the tokenizer's class
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ConfigError(PATH, config.path, f"holds no fast tokenizer: {reason}") from error
+    rows = read_json(folder, "config.json", PATH)["vocab_size"]
+    if len(fast) > rows:  # ids beyond the table would be read as its last row
+        rule = f"its tokenizer has {len(fast)} tokens, its word embedding {rows} rows"
+        raise ConfigError(PATH, config.path, rule)
     return PretrainedTokenizer(spec, config.words)
 
 
