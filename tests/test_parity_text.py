@@ -55,6 +55,22 @@ def test_t5_equals_transformers_where_there_are_words(tmp_path, feed_forward):
     assert gap(ours(tmp_path, "t5", ids, mask), expected, mask) < 1e-5
 
 
+def test_each_block_of_t5_equals_that_of_transformers(tmp_path):
+    model = towers.t5(tmp_path)
+    ids, mask = words(64)
+    config = TextConfig(kind="t5", path=str(tmp_path), words=S, frozen="yes")
+    params = {"params": text.load(config)}
+    _, seen = text.build(config).apply(params, ids, mask, capture_intermediates=True)
+    flat = [torch.tensor(x.reshape(-1, S), dtype=torch.long) for x in (ids, mask)]
+    with torch.no_grad():
+        out = model(input_ids=flat[0], attention_mask=flat[1], output_hidden_states=True)
+    for i in range(2):  # the last one is kept after the final norm there
+        found = seen["intermediates"][f"block_{i}"]["__call__"][0]
+        found, expected = (np.asarray(x).reshape(*ids.shape, -1) for x in
+                           (found, out.hidden_states[i + 1].numpy()))  # fmt: skip
+        assert gap(found, expected, mask) < 1e-5, i
+
+
 def test_bert_equals_transformers_where_there_are_words(tmp_path):
     model = towers.bert(tmp_path)
     ids, mask = words(96)
