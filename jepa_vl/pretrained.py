@@ -74,6 +74,8 @@ def _from_hub(path: str, key: str) -> Path:
 
     try:
         config = ask("config.json", True)
+        if config is None:  # that file alone raises no error when it is absent
+            raise OSError("no config.json")
         index = None if ask(WEIGHTS, False) else ask(INDEX, True)
         shards = json.loads(Path(index).read_text())["weight_map"].values() if index else ()
         for shard in sorted(set(shards)):
@@ -84,7 +86,7 @@ def _from_hub(path: str, key: str) -> Path:
         reason = str(error).strip().splitlines()[0]
         rule = f"cannot be had from the hub ({reason}); offline, give a folder"
         raise ConfigError(key, path, rule) from error
-    return Path(str(config)).parent
+    return Path(config).parent
 
 
 def read_json(folder: Path, name: str, key: str) -> dict[str, Any]:

@@ -2,15 +2,17 @@
 
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from jepa_vl import pretrained
+from jepa_vl import pretrained, sharding
 from jepa_vl.config import ConfigError
-from jepa_vl.models import weights
+from jepa_vl.models import bert, frozen_vit, gte, t5, weights
 from jepa_vl.models.weights import Rule, dense, norm
+from jepa_vl.schema import MeshConfig
 
 WHERE = ("text.path", "folder")
 RULES = [
@@ -64,14 +66,9 @@ def test_shards_are_read_by_their_index(tmp_path):
     (tmp_path / "one.safetensors").rename(tmp_path / "model.safetensors")
     index.unlink()
     assert all(
-        np.array_equal(a, b) for a, b in zip(_leaves(sharded), _leaves(load(tmp_path)), strict=True)
+        np.array_equal(a, b)
+        for a, b in zip(jax.tree.leaves(sharded), jax.tree.leaves(load(tmp_path)), strict=True)
     )
-
-
-def _leaves(tree):
-    import jax
-
-    return jax.tree.leaves(tree)
 
 
 def test_bfloat16_files_and_bfloat16_storage(tmp_path):
@@ -121,6 +118,25 @@ def test_paths_that_lead_nowhere_name_the_key_and_the_rule(path, rule):
     with pytest.raises(ConfigError, match=rule) as error:
         pretrained.locate(path, "text.path")
     assert error.value.key == "text.path"
+
+
+def test_every_parameter_of_the_towers_has_one_row_in_the_table_of_shardings():
+    sizes = {"width": 8, "depth": 1, "heads": 2, "hidden": 16}
+    shapes = {
+        t5.T5Encoder: t5.T5Shape(9, 8, 1, 2, 4, 16, "gated-gelu", 8, 16, 1e-6),
+        bert.BertEncoder: bert.BertShape(9, **sizes, positions=6, types=2, eps=1e-6),
+        gte.GteEncoder: gte.GteShape(
+            9, **sizes, positions=6, types=1, eps=1e-6, theta=9, stretch=1
+        ),
+    }
+    ids, mask = np.zeros((1, 1, 6), np.int32), np.ones((1, 1, 6), bool)
+    trees = [weights.expected(module(shape), ids, mask) for module, shape in shapes.items()]
+    eye = frozen_vit.VitShape(2, 4, **sizes, eps=1e-6, cls=1, layer_scale=True)
+    trees.append(weights.expected(frozen_vit.FrozenViT(eye), np.zeros((1, 8, 8, 3), np.uint8)))
+    mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=4, tensor=2), jax.devices())
+    for parameters in trees:
+        specs = jax.tree.leaves(sharding.state_shardings({"tower": parameters}, mesh))
+        assert len(specs) == len(jax.tree.leaves(parameters))
 
 
 def test_the_hub_is_asked_only_when_spelled_so_and_its_absence_is_one_clear_line(monkeypatch):
