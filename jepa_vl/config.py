@@ -14,7 +14,7 @@ from typing import Any, get_type_hints
 
 from ml_collections import ConfigDict
 
-from jepa_vl.schema import VARIANTS, EncoderConfig
+from jepa_vl.schema import VARIANTS, EncoderConfig, TextConfig
 from jepa_vl.schema import Config as Config
 
 
@@ -133,7 +133,10 @@ DISTANCES = {"ijepa": "smooth_l1", "tcjepa": "l2"}
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "data.kind": ("shapes_world", "tar", "folder"),
-    "text.kind": ("hashed",),
+    "text.kind": ("hashed", "t5", "bert", "gte", "cached"),
+    "text.frozen": ("yes", "no"),
+    "text.weights_dtype": ("float32", "bfloat16"),
+    "text.cache_dtype": ("float16", "bfloat16", "float32"),
     "conditioner.kind": ("word_attention", "none"),
     "loss.distance": tuple(sorted(set(DISTANCES.values()))),
     "loss.regulariser": ("paper", "centred", "off"),
@@ -167,9 +170,10 @@ RANGES: dict[str, float | None] = {  # key of (low, high) -> the most that high 
 }
 
 # A resumed run may change these: they alter neither the model, the data order nor the schedules.
+# (What lies at text.path is compared by its content.)
 RESUMABLE = (
-    "data.workers", "data.prefetch", "data.threads", "mesh.", "checkpoint.", "log.", "eval.",
-    "train.compile_cache", "train.max_bad_steps",
+    "text.path", "data.workers", "data.prefetch", "data.threads", "mesh.", "checkpoint.", "log.",
+    "eval.", "train.compile_cache", "train.max_bad_steps",
 )  # fmt: skip
 
 
@@ -216,6 +220,10 @@ def resolve(tree: Any) -> Config:
         every=config.eval.every or max(1, steps // 4),
         batch_size=config.eval.batch_size or config.train.batch_size,
     )
+    text = replace(
+        config.text,
+        frozen=config.text.frozen or ("no" if config.text.kind == "hashed" else "yes"),
+    )
     conditioner = (
         replace(config.conditioner, kind="none")
         if config.objective == "ijepa"
@@ -223,6 +231,7 @@ def resolve(tree: Any) -> Config:
     )
     config = replace(
         config,
+        text=text,
         encoder=encoder,
         predictor=predictor,
         optim=optim,
@@ -308,6 +317,7 @@ def _check_meaning(config: Config) -> None:
 
 def _check_relations(c: Config) -> None:
     _divides("text.width", c.text.width, c.text.heads, "heads")
+    _check_text(c.text)
     _divides("train.batch_size", c.train.batch_size, c.train.micro_batches, "micro_batches")
     if c.data.kind != "shapes_world" and not c.data.path:
         rule = f"kind {c.data.kind!r} needs the folder of the data"
@@ -318,6 +328,16 @@ def _check_relations(c: Config) -> None:
     if c.optim.warmup_steps >= c.train.steps * c.optim.schedule_scale and c.train.steps > 1:
         rule = f"below train.steps = {c.train.steps}"
         raise ConfigError("optim.warmup_steps", c.optim.warmup_steps, rule)
+
+
+def _check_text(text: TextConfig) -> None:
+    if text.kind == "hashed" and text.path:
+        raise ConfigError("text.path", text.path, "kind 'hashed' reads no files; leave it empty")
+    if text.kind != "hashed" and not text.path:
+        raise ConfigError("text.path", text.path, f"kind {text.kind!r} needs it")
+    fixed = {"hashed": "no", "cached": "yes"}.get(text.kind, text.frozen)
+    if text.frozen != fixed:
+        raise ConfigError("text.frozen", text.frozen, f"kind {text.kind!r} allows {fixed!r} alone")
 
 
 def _check_range(name: str, value: tuple, upper: float | None) -> None:

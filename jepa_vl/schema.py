@@ -51,13 +51,29 @@ class DataConfig:
 class TextConfig:
     """Captions as arrays, and the tower that embeds them."""
 
-    kind: str = key("hashed", "text tower: hashed (built in, trained with the model)")
+    kind: str = key(
+        "hashed",
+        "text tower: hashed (built in, trained with the model); t5, bert or gte (pretrained); "
+        "cached (embeddings written by `jepa-vl data embed`)",
+    )
+    path: str = key(
+        "",
+        "pretrained tower: folder with config.json, safetensors and tokenizer, package:NAME of an "
+        "installed Python package, or hub:OWNER/MODEL; cached: the folder of the embeddings",
+    )
+    frozen: str = key("", "yes or no: is the tower left as it is? empty: all but hashed are")
+    weights_dtype: str = key(
+        "float32", "float32 or bfloat16: how the matrices of a frozen tower are stored"
+    )
+    cache_dtype: str = key(
+        "float16", "float16, bfloat16 or float32: how `jepa-vl data embed` stores embeddings"
+    )
     captions: int = key(4, "N, captions drawn an image and step, without replacement")
     words: int = key(16, "S, tokens a caption; longer ones are cut")
-    vocabulary: int = key(8192, "rows of the hashed word-piece embedding")
-    width: int = key(128, "E, width of a word embedding")
-    depth: int = key(1, "transformer blocks over the words of a caption")
-    heads: int = key(4, "attention heads of those blocks")
+    vocabulary: int = key(8192, "hashed: rows of the word-piece embedding")
+    width: int = key(128, "hashed: E, width of a word embedding")
+    depth: int = key(1, "hashed: transformer blocks over the words of a caption")
+    heads: int = key(4, "hashed: attention heads of those blocks")
 
 
 @dataclass(frozen=True)

@@ -24,12 +24,12 @@ BATCH = ("data", "fsdp")
 # Each parameter name matches exactly one row.
 PARAMETER_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"/patch_kernel$", (None, None, None, "embed")),
-    (r"/(q|k|v|fc1)/kernel$", ("embed", "hidden")),
+    (r"/(q|k|v|fc1|gate)/kernel$", ("embed", "hidden")),
     (r"/(out|fc2)/kernel$", ("hidden", "embed")),
     (r"/(embed|project)/kernel$", (None, "embed")),
     (r"/word_embedding$", ("vocabulary", None)),
-    (r"/word_position$", (None, None)),
-    (r"/mask_token$", (None,)),
+    (r"/(word_position|word_type|relative_bias|position)$", (None, None)),
+    (r"/(mask_token|cls)$", (None,)),
     (r"/(bias|scale|patch_bias)$", (None,)),
 )
 LOGICAL_TO_MESH: dict[str, str | tuple[str, ...]] = {
@@ -106,6 +106,16 @@ def state_shardings(state: PyTree, mesh: Mesh) -> PyTree:
     return tree.map_named(
         lambda name, leaf: NamedSharding(mesh, parameter_spec(name, leaf.shape, mesh)), state
     )
+
+
+def place(weights: PyTree, mesh: Mesh) -> PyTree:
+    """Puts host arrays, the same in all processes, where the table wants them."""
+
+    def put(name: str, leaf: Array) -> Array:
+        spec = NamedSharding(mesh, parameter_spec(name, leaf.shape, mesh))
+        return jax.make_array_from_callback(leaf.shape, spec, lambda part: leaf[part])
+
+    return tree.map_named(put, weights)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -158,6 +158,7 @@ def _batch(config: Config, out: Path) -> None:
     print(f"the batch of step 0 from {source.name} ({len(source)} images)\n")
     rows = [(name, str(x.shape), str(x.dtype)) for name, x in batch.items()]
     print("\n".join(_columns([("array", "shape", "type"), *rows])))
+    reader = captions.build(config.text)
     count = min(SHEET, len(batch["image"]))
     drawn = [
         _drawn(config, source[int(i)]["captions"], batch, row)
@@ -169,25 +170,25 @@ def _batch(config: Config, out: Path) -> None:
             f"\nimage {batch['index'][row]}, {source.classes[label] if label >= 0 else 'no label'}"
         )
         for text in texts:
-            kept = [piece for piece, _ in captions.pieces(text)]
-            cut = kept[config.text.words :]
-            print(
-                f"  {text}\n    {' '.join(kept[: config.text.words])}"
-                + (f"  (cut: {' '.join(cut)})" if cut else "")
-            )
+            kept = reader.tokens(text)
+            last = max((token.word for token in kept if token.word is not None), default=-1)
+            cut = captions.words(text)[last + 1 :]
+            pieces = " ".join(token.piece for token in kept)
+            print(f"  {text}\n    {pieces}" + (f"  (cut: {' '.join(cut)})" if cut else ""))
     _write(out / "batch.png", figures.batch_sheet(batch["image"][:count], drawn))
 
 
 def _drawn(config: Config, texts: list[str], batch: dict[str, Array], row: int) -> list[str]:
-    """The captions that an image of a batch comes with, found again by their word ids."""
+    """The captions that an image of a batch comes with, found again by their arrays."""
     if not reads_text(config):
         return []
     from jepa_vl.data import captions
 
-    one = dataclasses.replace(config.text, captions=1)
-    known = {captions.encode_all([text], one)["word_ids"].tobytes(): text for text in texts}
+    reader = captions.build(dataclasses.replace(config.text, captions=1))
+    name = "word_ids" if "word_ids" in batch else "word_states"
+    known = {reader.encode_all([text])[name].tobytes(): text for text in texts}
     present = batch["caption_mask"][row]
-    return [known[ids.tobytes()] for ids in batch["word_ids"][row][present]]
+    return [known[content.tobytes()] for content in batch[name][row][present]]
 
 
 def _write(path: Path, figure: Any) -> None:

@@ -16,7 +16,7 @@ from jepa_vl.models import fast
 from jepa_vl.shapes import Array
 from jepa_vl.sharding import constrain
 
-EPS = 1e-6  # of every affine LayerNorm (torch's default would be 1e-5)
+EPS = 1e-6  # of every affine LayerNorm that we train (torch's default would be 1e-5)
 INIT_STD = 0.02
 NORMAL = nn.initializers.normal(INIT_STD)
 
@@ -56,14 +56,16 @@ def gather(x: Array, index: Array) -> Array:
 
 
 class LayerNorm(nn.Module):
-    """Affine LayerNorm, eps 1e-6, computed and returned in float32."""
+    """Affine LayerNorm, computed and returned in float32."""
+
+    eps: float = EPS
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """[..., D] -> [..., D] float32."""
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
-        return layer_norm(x, EPS) * scale + bias
+        return layer_norm(x, self.eps) * scale + bias
 
 
 class Dense(nn.Module):

@@ -1,5 +1,6 @@
 """The vision transformer: no class token, no dropout, a final LayerNorm on every token."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -15,12 +16,14 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-def normalise(images: Array) -> Array:
-    """uint8 [B, H, W, 3] -> float32, ImageNet mean and std; float input is returned as it is."""
+def normalise(
+    images: Array, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD
+) -> Array:
+    """uint8 [B, H, W, 3] -> float32 by mean and std of channels; floats are returned unchanged."""
     if images.dtype != jnp.uint8:
         return images
-    mean, std = np.array(IMAGENET_MEAN, np.float32), np.array(IMAGENET_STD, np.float32)
-    return (images.astype(jnp.float32) / 255.0 - mean) / std
+    centred = images.astype(jnp.float32) / 255.0 - np.array(mean, np.float32)
+    return centred / np.array(std, np.float32)
 
 
 def patchify(images: Array, patch: int) -> Array:

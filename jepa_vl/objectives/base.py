@@ -32,6 +32,22 @@ class Objective(Protocol):
         """The subtree that the EMA target follows."""
         ...
 
+    def load_frozen(self) -> PyTree:
+        """Weights that nothing updates, read from files: numpy arrays, {} if there are none.
+
+        Raises:
+          ConfigError: the files do not fit.
+        """
+        ...
+
+    def load_initial(self) -> PyTree:
+        """Top-level parts of ``params`` that start from files instead of chance; {} if none do.
+
+        Raises:
+          ConfigError: the files do not fit.
+        """
+        ...
+
     def loss(
         self, params: PyTree, target: PyTree, frozen: PyTree, batch: Batch, rng: Array, ramp: Array
     ) -> tuple[Array, dict[str, Array], PyTree]:
@@ -40,7 +56,7 @@ class Objective(Protocol):
         Args:
           params: what is trained.
           target: shaped as ``target_of(params)``; an argument, never a closure.
-          frozen: weights that nothing updates.
+          frozen: ``load_frozen()``, placed; no gradient, no moments, not in checkpoints.
           batch: see ``data.pipeline``.
           rng: key of this step.
           ramp: scalar in [0, 1] on the regularisers, from a schedule that is not ours.

@@ -15,7 +15,7 @@ from jepa_vl.evaluators import features
 from jepa_vl.report import figures, grounding
 from jepa_vl.report.page import Section
 from jepa_vl.schema import MeshConfig
-from jepa_vl.shapes import Array
+from jepa_vl.shapes import Array, PyTree
 from jepa_vl.training import checkpoint
 from jepa_vl.training.state import TrainState
 
@@ -33,6 +33,7 @@ class Loaded:
     state: TrainState
     step: int
     objective: Any
+    frozen: PyTree
     train: Source
     held_out: Source
 
@@ -65,7 +66,9 @@ def sections(workdir: Path, data: dict[str, Any]) -> tuple[list[Section], int]:
     """
     config, state, step = checkpoint.load(workdir)
     train, held_out = sources.open_sources(config)
-    run = Loaded(config, state, step, objectives.build(config), train, held_out)
+    objective = objectives.build(config)
+    frozen = jax.device_put(objective.load_frozen())
+    run = Loaded(config, state, step, objective, frozen, train, held_out)
     out = [_masks(run)]
     if reads_text(config):
         out += grounding.sections(run, data)

@@ -92,11 +92,12 @@ class Run:
             self.state = self.checkpoints.restore(self.start, like)
         else:
             self.state = train_state.create(config, objective, self.spec, mesh)
+        self.frozen = sharding.place(objective.load_frozen(), mesh)
         self.step = make_step(config, objective, mesh, like)
         self._greet()
         write_json(self.workdir / "config.json", self.meta)
         encode = features.make_encode(objective.encoder, mesh)
-        self.health = Health(config, objective, mesh, self.held_out, encode)
+        self.health = Health(config, objective, self.frozen, mesh, self.held_out, encode)
         self.knn = self._make_knn(encode)
         self.writer = MetricsWriter(self.workdir, self.start or -1, config.log.tensorboard)
 
@@ -127,6 +128,10 @@ class Run:
             f"({len(self.train_source)} images), {tree.count(self.state.params) / 1e6:.2f} M "
             f"parameters, mesh {dict(self.mesh.shape)}, workdir {self.workdir}"
         )
+        if self.frozen:
+            self.reporter.say(
+                f"{tree.count(self.frozen) / 1e6:.2f} M frozen parameters beside them"
+            )
         if self.start:
             self.reporter.say(f"resumed from the checkpoint of step {self.start}")
         excess = sharding.replicated_excess(self.state, self.mesh)
@@ -177,7 +182,7 @@ class Run:
         with stream, jax.set_mesh(self.mesh):
             for step in range(self.start + 1, self.total + 1):
                 batch = to_device(next(stream), self.mesh)
-                self.state, metrics = self.step(self.state, {}, batch)
+                self.state, metrics = self.step(self.state, self.frozen, batch)
                 self.done = step
                 images += config.train.batch_size
                 row: dict[str, Any] = {}
