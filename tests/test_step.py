@@ -11,19 +11,11 @@ from jepa_vl import objectives, sharding, tree
 from jepa_vl.config import ConfigError
 from jepa_vl.data import pipeline, sources
 from jepa_vl.training import state as train_state
-from jepa_vl.training.health import to_device
+from jepa_vl.training.health import place_frozen, to_device
 from jepa_vl.training.step import make_step
 from tests.tiny import tiny
 
 DATA_ONLY = {"mesh.data": 1}
-
-
-@pytest.fixture
-def quick_compilation():
-    """For promises that no optimisation of the compiler could break."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def batches(config, count, start=0):
@@ -42,13 +34,14 @@ class Bench:
         like = train_state.abstract(config, self.objective, spec, self.mesh)
         self.state = train_state.create(config, self.objective, spec, self.mesh)
         self.step = make_step(config, self.objective, self.mesh, like)
+        self.frozen = place_frozen(self.objective, self.mesh)
 
     def run(self, feed):
         """Metrics of each step."""
         out = []
         with jax.set_mesh(self.mesh):
-            for batch in feed:
-                self.state, metrics = self.step(self.state, {}, to_device(batch, self.mesh))
+            for batch in (to_device(x, self.mesh) for x in feed):
+                self.state, metrics = self.step(self.state, self.frozen, batch)
                 out.append({k: float(v) for k, v in metrics.items()})
         return out
 

@@ -59,6 +59,15 @@ class TCJepa:
         """The encoder."""
         return params["encoder"]
 
+    def encoder_params(self, target: PyTree, frozen: PyTree) -> PyTree:
+        """The target itself."""
+        del frozen
+        return target
+
+    def load_frozen(self) -> PyTree:
+        """Nothing is frozen."""
+        return {}
+
     def loss(
         self, params: PyTree, target: PyTree, frozen: PyTree, batch: Batch, rng: Array, ramp: Array
     ) -> tuple[Array, dict[str, Array], PyTree]:

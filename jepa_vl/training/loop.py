@@ -18,7 +18,7 @@ from jepa_vl.training import compile_cache
 from jepa_vl.training import state as train_state
 from jepa_vl.training.checkpoint import Checkpoints, provenance
 from jepa_vl.training.console import Reporter
-from jepa_vl.training.health import Health, to_device
+from jepa_vl.training.health import Health, place_frozen, to_device
 from jepa_vl.training.metrics import MetricsWriter, write_json
 from jepa_vl.training.step import Metrics, make_step
 
@@ -92,11 +92,12 @@ class Run:
             self.state = self.checkpoints.restore(self.start, like)
         else:
             self.state = train_state.create(config, objective, self.spec, mesh)
+        self.frozen = place_frozen(objective, mesh)
         self.step = make_step(config, objective, mesh, like)
         self._greet()
         write_json(self.workdir / "config.json", self.meta)
         encode = features.make_encode(objective.encoder, mesh)
-        self.health = Health(config, objective, mesh, self.held_out, encode)
+        self.health = Health(config, objective, mesh, self.held_out, encode, self.frozen)
         self.knn = self._make_knn(encode)
         self.writer = MetricsWriter(self.workdir, self.start or -1, config.log.tensorboard)
 
@@ -156,7 +157,8 @@ class Run:
         if step % self.config.log.diagnostics_every == 0 or step == self.total:
             out |= self.health.run(self.state)
         if self.knn is not None and (step % self.config.eval.every == 0 or step == self.total):
-            out["knn/target"] = self.knn.run(self.state.target)["knn"]
+            weights = self.objective.encoder_params(self.state.target, self.frozen)
+            out["knn/target"] = self.knn.run(weights)["knn"]
             if step == 0:
                 out["knn/pixels"] = self.knn.pixels()["knn"]
             self.reporter.say(f"step {step}: kNN of the target encoder {out['knn/target']:.3f}")
@@ -177,7 +179,7 @@ class Run:
         with stream, jax.set_mesh(self.mesh):
             for step in range(self.start + 1, self.total + 1):
                 batch = to_device(next(stream), self.mesh)
-                self.state, metrics = self.step(self.state, {}, batch)
+                self.state, metrics = self.step(self.state, self.frozen, batch)
                 self.done = step
                 images += config.train.batch_size
                 row: dict[str, Any] = {}
@@ -252,7 +254,9 @@ def _summarise(reporter: Reporter, result: dict[str, Any], workdir: Path) -> Non
         for name in ("target", "untrained", "pixels"):
             say(f"  {name:<10} {knn[name]:.3f}")
     if result["text_gain"] is not None:
-        say(f"text gain {result['text_gain']:+.4f}, dead share {result['dead_share']:.3f}")
+        say(f"text gain {result['text_gain']:+.4f}")
+    if result["dead_share"] is not None:
+        say(f"dead share {result['dead_share']:.3f}")
     ranks = result["rankme"]
     if ranks["end"] is not None:
         say(f"RankMe {ranks['start']:.1f} -> {ranks['end']:.1f} ({ranks['images']} images)")
