@@ -25,6 +25,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
     c.conditioner.update(scale_logits=True, mlp_ratio=2.0)
     c.loss.regulariser = "centred"
     c.masks.context_tokens = 24
+    # Read by other objectives alone (--config.objective=...).
+    c.frozen.image = "random"
+    c.tijepa.update(variant="", width=96, depth=2, heads=4)
+    c.contrastive.width = 64
 
     # Many small steps and a fast target: in a short run the number of steps counts more than
     # their size.
