@@ -45,11 +45,10 @@ def test_a_run_leaves_its_result_and_its_report(method, tmp_path):
     assert found == ["Result", "Curves", *masks, "Nearest neighbours", "Configuration"]
 
 
-@pytest.mark.parametrize("method", ["tijepa", "crossmodal"])
 def test_a_run_that_is_stopped_after_two_steps_and_goes_on_equals_an_unbroken_one(
-    method, tmp_path, monkeypatch
+    tmp_path, monkeypatch
 ):
-    config = tiny(objective=method, **FOUR)
+    config = tiny(objective="tijepa", **FOUR)  # its frozen towers are made again
     assert loop.train(config, tmp_path / "whole") == loop.DONE
     examine = loop.Run.examine
 
@@ -69,9 +68,8 @@ def test_a_run_that_is_stopped_after_two_steps_and_goes_on_equals_an_unbroken_on
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("shape", [(8, 1, 1), (2, 2, 2)])
-def test_a_mesh_of_eight_equals_one_device(method, shape):
-    sizes = dict(zip(("mesh.data", "mesh.fsdp", "mesh.tensor"), shape, strict=True))
+def test_a_mesh_of_eight_equals_one_device(method):
+    sizes = {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2}
     one = Bench(tiny(objective=method, **{"mesh.data": 1}))
     many = Bench(tiny(objective=method, **sizes), devices=8)
     feed = batches(one.config, 2)
