@@ -17,6 +17,11 @@ VARIANTS: dict[str, tuple[int, int, int, int]] = {
     "g": (1408, 40, 16, 6144),
 }
 
+# depth, heads of TI-JEPA's crosser. Its authors' scripts run (4, 8) and (8, 12); which of them are
+# the paper's Small, Medium and Large is not published. Their hint for the middle, (6, 10), divides
+# none of their widths: 12 heads are our choice.
+CROSSERS: dict[str, tuple[int, int]] = {"small": (4, 8), "medium": (6, 12), "large": (8, 12)}
+
 
 def key(default: Any, doc: str) -> Any:
     """A configuration key: its default and one line of documentation."""
@@ -115,11 +120,61 @@ class ConditionerConfig:
 
 
 @dataclass(frozen=True)
+class FrozenConfig:
+    """Towers that an objective reads and never updates (TI-JEPA)."""
+
+    image: str = key(
+        "",
+        "workdir whose target encoder is the frozen image tower; random: an untrained one, for "
+        "tests and as a control",
+    )
+    text: str = key(
+        "random", "workdir whose text tower is the frozen one; random: an untrained one"
+    )
+
+
+@dataclass(frozen=True)
+class TIJepaConfig:
+    """TI-JEPA: the crosser, which lets image patches read the caption behind frozen towers."""
+
+    variant: str = key("small", "small, medium or large; empty: depth and heads as given")
+    width: int = key(0, "H, width of the crosser; 0: that of the words, as published")
+    depth: int = key(0, "blocks; filled in from the variant")
+    heads: int = key(0, "attention heads; filled in from the variant")
+    parity: bool = key(
+        False, "the public code with its defects: leaking context, token-axis text norm, shared LN"
+    )
+
+
+@dataclass(frozen=True)
+class CrossModalConfig:
+    """Cross-modal TI-JEPA: each modality predicts the other's latents."""
+
+    text_to_image: float = key(1.0, "w_TI, weight of predicting image latents from words")
+    image_to_text: float = key(1.0, "w_IT, weight of predicting word latents from patches")
+    context_fraction: float = key(
+        0.0, "share of the target modality's own tokens that the predictor sees too, below 1"
+    )
+    targets: str = key("tokens", "what is predicted: tokens, or pooled (their mean)")
+    energy_masks: int = key(4, "masks that an energy is averaged over where context_fraction > 0")
+
+
+@dataclass(frozen=True)
+class ContrastiveConfig:
+    """The contrastive control on the same towers."""
+
+    loss: str = key("clip", "clip (softmax over the batch) or siglip (a sigmoid for each pair)")
+    width: int = key(512, "width of the space that images and captions share")
+
+
+@dataclass(frozen=True)
 class LossConfig:
     """The distance that is minimised, and the regularisers beside it."""
 
     distance: str = key(
-        "", "l2 (mean norm, TC-JEPA Eq. 1) or smooth_l1 (I-JEPA's code); empty: the objective's"
+        "",
+        "l2 (mean norm, TC-JEPA Eq. 1), smooth_l1 (I-JEPA's code), mse (crossmodal) or none "
+        "(contrastive); empty: the objective's",
     )
     regulariser: str = key("paper", "on word-to-patch similarities: paper, centred or off")
     sparse: float = key(0.1, "lambda, weight of L_sparse")
@@ -229,12 +284,16 @@ class Config:
     """One run. Once resolved every value is final: checked, and filled in where it is derived."""
 
     seed: int = key(0, "of initialisation, data order, captions and masks")
-    objective: str = key("tcjepa", "ijepa or tcjepa")
+    objective: str = key("tcjepa", "ijepa, tcjepa, tijepa, crossmodal or contrastive")
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     text: TextConfig = dataclasses.field(default_factory=TextConfig)
     encoder: EncoderConfig = dataclasses.field(default_factory=EncoderConfig)
     predictor: PredictorConfig = dataclasses.field(default_factory=PredictorConfig)
     conditioner: ConditionerConfig = dataclasses.field(default_factory=ConditionerConfig)
+    frozen: FrozenConfig = dataclasses.field(default_factory=FrozenConfig)
+    tijepa: TIJepaConfig = dataclasses.field(default_factory=TIJepaConfig)
+    crossmodal: CrossModalConfig = dataclasses.field(default_factory=CrossModalConfig)
+    contrastive: ContrastiveConfig = dataclasses.field(default_factory=ContrastiveConfig)
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)
     masks: MasksConfig = dataclasses.field(default_factory=MasksConfig)
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jepa_vl.models.vit import ViT
 from jepa_vl.shapes import Array, PyTree
 from jepa_vl.sharding import batch_sharding, replicated
 
@@ -16,8 +15,10 @@ from jepa_vl.sharding import batch_sharding, replicated
 Encode = Callable[[PyTree, Array], Array]
 
 
-def make_encode(encoder: ViT, mesh: Mesh) -> Encode:
-    """Compiles average pooling over all patches of the final layer, after its LayerNorm.
+def make_encode(encoder: Any, mesh: Mesh) -> Encode:
+    """Compiles average pooling over all patches of an objective's ``encoder``.
+
+    For a ViT that is its final layer, after the LayerNorm.
 
     Callers inside and outside the mesh's context share one compilation: it is entered here.
     """

@@ -18,7 +18,12 @@ def smooth_l1(prediction: Array, target: Array) -> Array:
     return jnp.mean(optax.huber_loss(prediction, target, delta=1.0), axis=-1)
 
 
-DISTANCES = {"l2": l2, "smooth_l1": smooth_l1}
+def mse(prediction: Array, target: Array) -> Array:
+    """Squared error, mean over channels: [..., D] -> [...]."""
+    return jnp.mean(jnp.square(prediction - target), axis=-1)
+
+
+DISTANCES = {"l2": l2, "smooth_l1": smooth_l1, "mse": mse}
 
 
 def masked_mean(x: Array, valid: Array | None) -> Array:
@@ -27,6 +32,12 @@ def masked_mean(x: Array, valid: Array | None) -> Array:
         return jnp.mean(x)
     weight = jnp.broadcast_to(valid, x.shape).astype(x.dtype)
     return jnp.sum(x * weight) / jnp.maximum(jnp.sum(weight), 1.0)
+
+
+def row_mean(x: Array, valid: Array) -> Array:
+    """Mean of each row where valid: [B, T], bool [B, T] -> [B]; 0 where nothing is valid."""
+    weight = valid.astype(x.dtype)
+    return jnp.sum(x * weight, axis=-1) / jnp.maximum(jnp.sum(weight, axis=-1), 1.0)
 
 
 def sparsity_terms(

@@ -57,6 +57,11 @@ class TCJepa:
         """The encoder."""
         return params["encoder"]
 
+    def encoder_params(self, target: PyTree, frozen: PyTree) -> PyTree:
+        """The target itself."""
+        del frozen
+        return target
+
     def load_frozen(self) -> PyTree:
         """The text tower, where it is pretrained and left as it is."""
         return self.captions.load_frozen() if self.captions is not None else {}

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from jepa_vl import objectives, sharding
-from jepa_vl.config import Config, reads_text
+from jepa_vl.config import Config, reads_masks
 from jepa_vl.data import pipeline, sources
 from jepa_vl.data.sources import Source
 from jepa_vl.evaluators import features
@@ -69,8 +69,8 @@ def sections(workdir: Path, data: dict[str, Any]) -> tuple[list[Section], int]:
     objective = objectives.build(config)
     frozen = jax.device_put(objective.load_frozen())
     run = Loaded(config, state, step, objective, frozen, train, held_out)
-    out = [_masks(run)]
-    if reads_text(config):
+    out = [_masks(run)] if reads_masks(config) else []
+    if config.conditioner.kind != "none":
         out += grounding.sections(run, data)
     return [*out, _neighbours(run)], step
 
@@ -105,10 +105,11 @@ def _neighbours(run: Loaded) -> Section:
     queries = run.spread(QUERIES)
     mesh = sharding.make_mesh(MeshConfig(), jax.local_devices()[:1])
     encode = features.make_encode(run.objective.encoder, mesh)
+    weights = run.objective.encoder_params(run.state.target, run.objective.load_frozen())
 
     def unit(batches: list[dict[str, Array]]) -> Array:
         images, valid = [b["image"] for b in batches], [b["valid"] for b in batches]
-        return features.unit(features.pooled(encode, run.state.target, images, valid))
+        return features.unit(features.pooled(encode, weights, images, valid))
 
     asked = run.read(run.held_out, queries)
     library = run.read(run.train, searched)

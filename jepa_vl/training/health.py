@@ -50,6 +50,7 @@ class Health:
         """Loads ``log.diagnostics_images`` held-out images, in chunks of a training batch."""
         self.mesh, self.encode, self.objective, self.frozen = mesh, encode, objective, frozen
         self.reads_text = reads_text(config)
+        self.regularised = config.conditioner.kind != "none"
         size = config.train.batch_size
         count = max(size, config.log.diagnostics_images // size * size)
         indices = np.arange(count) % len(held_out)
@@ -66,9 +67,8 @@ class Health:
         def gradient_norm(
             params: PyTree, target: PyTree, frozen: PyTree, batch: Batch, weights: Array
         ) -> Array:
-            return optax.tree.norm(
-                jax.grad(lambda p: jnp.dot(weights, parts(p, target, frozen, batch)))(params)
-            )
+            grad = jax.grad(lambda p: jnp.dot(weights, parts(p, target, frozen, batch)))(params)
+            return optax.tree.norm(grad)
 
         def drift(params: PyTree, target: PyTree) -> Array:
             gap = jax.tree.map(jnp.subtract, objective.target_of(params), target)
@@ -86,9 +86,14 @@ class Health:
           of another image minus that with its own, on the same masks.
           ``regulariser_gradient_ratio``: norm of the regularisers' gradient at full ramp over that
           of L_predict. ``rankme/target`` and ``rankme/context``: RankMe of pooled features
-          (n = ``rankme_images``). ``ema_drift``: relative distance between encoder and target.
+          (n = ``rankme_images``) of either encoder. ``ema_drift``: relative distance between
+          encoder and target.
         """
-        context, target = self.objective.target_of(state.params), state.target
+        online, target = self.objective.target_of(state.params), state.target
+        encoders = {
+            "target": self.objective.encoder_params(target, self.frozen),
+            "context": self.objective.encoder_params(online, self.frozen),
+        }
         weights = state.params, target, self.frozen
         with jax.set_mesh(self.mesh):
             own, other, norms = [], [], []
@@ -101,9 +106,9 @@ class Health:
                     swapped = {name: np.roll(batch[name], 1, axis=0) for name in there}
                     swapped = placed | to_device(swapped, self.mesh)
                     other.append(self._predict_loss(*weights, swapped))
-                pooled["target"].append(np.asarray(self.encode(target, batch["image"])))
-                pooled["context"].append(np.asarray(self.encode(context, batch["image"])))
-            if self.reads_text:  # one chunk tells the order of magnitude
+                for branch, encoder in encoders.items():
+                    pooled[branch].append(np.asarray(self.encode(encoder, batch["image"])))
+            if self.regularised:  # one chunk tells the order of magnitude
                 placed = to_device(self.batches[0], self.mesh)
                 norms = [self._gradient_norm(*weights, placed, w) for w in np.eye(2)]
             out: dict[str, Any] = {
@@ -115,6 +120,7 @@ class Health:
             out[f"rankme/{branch}"] = spectral.rankme(np.concatenate(parts))
         if self.reads_text:
             out["text_gain"] = float(np.mean([float(x) for x in other])) - out["held_out_loss"]
+        if self.regularised:
             ratio = float(norms[1]) / max(float(norms[0]), 1e-12)
             out["regulariser_gradient_ratio"] = ratio
         return out

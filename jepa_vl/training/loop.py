@@ -161,7 +161,8 @@ class Run:
         if step % self.config.log.diagnostics_every == 0 or step == self.total:
             out |= self.health.run(self.state)
         if self.knn is not None and (step % self.config.eval.every == 0 or step == self.total):
-            out["knn/target"] = self.knn.run(self.state.target)["knn"]
+            weights = self.objective.encoder_params(self.state.target, self.frozen)
+            out["knn/target"] = self.knn.run(weights)["knn"]
             if step == 0:
                 out["knn/pixels"] = self.knn.pixels()["knn"]
             self.reporter.say(f"step {step}: kNN of the target encoder {out['knn/target']:.3f}")
@@ -257,7 +258,9 @@ def _summarise(reporter: Reporter, result: dict[str, Any], workdir: Path) -> Non
         for name in ("target", "untrained", "pixels"):
             say(f"  {name:<10} {knn[name]:.3f}")
     if result["text_gain"] is not None:
-        say(f"text gain {result['text_gain']:+.4f}, dead share {result['dead_share']:.3f}")
+        say(f"text gain {result['text_gain']:+.4f}")
+    if result["dead_share"] is not None:
+        say(f"dead share {result['dead_share']:.3f}")
     ranks = result["rankme"]
     if ranks["end"] is not None:
         say(f"RankMe {ranks['start']:.1f} -> {ranks['end']:.1f} ({ranks['images']} images)")
