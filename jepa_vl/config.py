@@ -14,7 +14,7 @@ from typing import Any, get_type_hints
 
 from ml_collections import ConfigDict
 
-from jepa_vl.schema import VARIANTS, EncoderConfig
+from jepa_vl.schema import PREDICTOR_DEPTHS, VARIANTS, ConditionerConfig, EncoderConfig
 from jepa_vl.schema import Config as Config
 
 
@@ -134,9 +134,20 @@ DISTANCES = {"ijepa": "smooth_l1", "tcjepa": "l2"}
 CHOICES: dict[str, tuple[str, ...]] = {
     "data.kind": ("shapes_world", "tar", "folder"),
     "text.kind": ("hashed",),
-    "conditioner.kind": ("word_attention", "none"),
-    "loss.distance": tuple(sorted(set(DISTANCES.values()))),
-    "loss.regulariser": ("paper", "centred", "off"),
+    "conditioner.kind": (
+        "word_attention",
+        "caption_attention",
+        "adaln",
+        "feature",
+        "sequence",
+        "none",
+    ),
+    "conditioner.layers": ("all", "one"),
+    "conditioner.fusion": ("max", "mean", "attention"),
+    "conditioner.pool": ("before_mlp", "after_mlp"),
+    "loss.distance": ("l2", "smooth_l1", "mse"),
+    "loss.target_norm": ("layer_norm", "none"),
+    "loss.regulariser": ("paper", "centred", "entropy", "off"),
     "masks.mode": ("production", "reference"),
     "train.init": ("normal", "fan_in"),
     "train.dtype": ("float32", "bfloat16"),
@@ -154,6 +165,7 @@ AT_LEAST_1 = (
 NOT_NEGATIVE = (
     "data.workers", "text.depth", "loss.sparse", "loss.consistency", "checkpoint.keep_every",
     "optim.start_lr", "optim.final_lr", "optim.weight_decay", "optim.final_weight_decay",
+    "anticollapse.variance", "anticollapse.covariance", "anticollapse.rank", "anticollapse.sigreg",
 )  # fmt: skip
 POSITIVE = (
     "optim.lr", "optim.eps", "optim.schedule_scale", "conditioner.mlp_ratio", "eval.temperature",
@@ -164,6 +176,15 @@ RANGES: dict[str, float | None] = {  # key of (low, high) -> the most that high 
     "masks.target_scale": 1.0,
     "masks.target_aspect": None,
     "masks.context_scale": 1.0,
+}
+
+# Kinds of conditioner that a key of theirs means something for; elsewhere it keeps its default.
+ATTENTIVE = ("word_attention", "caption_attention")
+CONDITIONER_KEYS: dict[str, tuple[str, ...]] = {
+    "layers": (*ATTENTIVE, "adaln"),
+    "fusion": (*ATTENTIVE, "adaln", "feature"),
+    "pool": ATTENTIVE,
+    "scale_logits": ATTENTIVE,
 }
 
 # A resumed run may change these: they alter neither the model, the data order nor the schedules.
@@ -197,7 +218,11 @@ def resolve(tree: Any) -> Config:
     steps = config.train.steps
     _at_least("train.steps", steps, 1)
     replace = dataclasses.replace
-    predictor = replace(config.predictor, heads=config.predictor.heads or encoder.heads)
+    predictor = replace(
+        config.predictor,
+        depth=config.predictor.depth or PREDICTOR_DEPTHS.get(encoder.variant, 6),
+        heads=config.predictor.heads or encoder.heads,
+    )
     _at_least("predictor.depth", predictor.depth, 1)
     _at_least("predictor.width", predictor.width, 1)
     _divides("predictor.width", predictor.width, predictor.heads, "heads")
@@ -308,6 +333,12 @@ def _check_meaning(config: Config) -> None:
 
 def _check_relations(c: Config) -> None:
     _divides("text.width", c.text.width, c.text.heads, "heads")
+    kind = c.conditioner.kind
+    for name, kinds in CONDITIONER_KEYS.items():
+        value, default = getattr(c.conditioner, name), getattr(ConditionerConfig(), name)
+        if kind not in (*kinds, "none") and value != default:
+            rule = f"{default!r} with kind {kind!r}; for {', '.join(kinds)} alone"
+            raise ConfigError(f"conditioner.{name}", value, rule)
     _divides("train.batch_size", c.train.batch_size, c.train.micro_batches, "micro_batches")
     if c.data.kind != "shapes_world" and not c.data.path:
         rule = f"kind {c.data.kind!r} needs the folder of the data"

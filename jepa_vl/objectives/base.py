@@ -61,18 +61,27 @@ def register(name: str) -> Callable[[type], type]:
     return enter
 
 
-def encode_targets(encoder: vit.ViT, target: PyTree, images: Array, tgt_idx: Array) -> Array:
+TARGET_NORMS: dict[str, Callable[[Array], Array]] = {
+    "layer_norm": lambda features: layer_norm(features, TARGET_EPS),
+    "none": lambda features: features,
+}
+
+
+def encode_targets(
+    encoder: vit.ViT, target: PyTree, images: Array, tgt_idx: Array, norm: str = "layer_norm"
+) -> Array:
     """Features to predict: full image, parameter-free LayerNorm, the blocks' tokens; no gradient.
 
     Args:
       encoder: the encoder; target: its EMA parameters.
       images: [B, H, W, 3].
       tgt_idx: int32 [B, M, C].
+      norm: a name of :data:`TARGET_NORMS`; that of I-JEPA is ``layer_norm``.
 
     Returns:
       [B, M, C, D] float32.
     """
-    features = layer_norm(encoder.apply({"params": target}, images), TARGET_EPS)
+    features = TARGET_NORMS[norm](encoder.apply({"params": target}, images))
     b, m, c = tgt_idx.shape
     picked = jnp.take_along_axis(features, tgt_idx.reshape(b, m * c)[..., None], axis=1)
     return jax.lax.stop_gradient(picked.reshape(b, m, c, -1))
