@@ -21,6 +21,10 @@ CURVES = {
         "dead_share", "dead_share/context", "dead_share/target",
     ],
     "attention entropy (1: all words alike)": ["attention_entropy"],
+    "terms against collapse": [
+        "anticollapse/variance", "anticollapse/covariance", "anticollapse/rank",
+        "anticollapse/sigreg",
+    ],
     "spread of the targets (0: collapse)": ["target_std"],
     "RankMe of pooled features": ["rankme/target", "rankme/context"],
     "distance of encoder and target": ["ema_drift"],

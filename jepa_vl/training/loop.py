@@ -252,7 +252,9 @@ def _summarise(reporter: Reporter, result: dict[str, Any], workdir: Path) -> Non
         for name in ("target", "untrained", "pixels"):
             say(f"  {name:<10} {knn[name]:.3f}")
     if result["text_gain"] is not None:
-        say(f"text gain {result['text_gain']:+.4f}, dead share {result['dead_share']:.3f}")
+        dead = result["dead_share"]  # some conditioners have no O that could die
+        more = "" if dead is None else f", dead share {dead:.3f}"
+        say(f"text gain {result['text_gain']:+.4f}{more}")
     ranks = result["rankme"]
     if ranks["end"] is not None:
         say(f"RankMe {ranks['start']:.1f} -> {ranks['end']:.1f} ({ranks['images']} images)")
