@@ -17,6 +17,7 @@ from jepa_vl.models.layers import Block, LayerNorm, Mlp
 from jepa_vl.models.predictor import Predictor
 from jepa_vl.schema import ConditionerConfig, PredictorConfig
 from jepa_vl.training import state as train_state
+from tests.test_step import Bench, batches
 from tests.tiny import tiny
 
 B, M, K, C, N, S, P, E, D, GRID = 2, 2, 3, 2, 3, 4, 8, 6, 12, 4
@@ -292,6 +293,22 @@ def test_one_conditioned_layer_is_the_middle_one(kind, place):
     assert [list(conditioner.conditioned_layers("one", d)) for d in (1, 2, 6, 12)] == [
         [0], [1], [3], [6],
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_trains_with_padded_masks_and_reads_the_words(kind):
+    keys = {"conditioner.kind": kind, "masks.mode": "reference", "masks.min_keep": 0}
+    keys |= {"optim.weight_decay": 0.0, "optim.final_weight_decay": 0.0, "loss.ramp_steps": 1}
+    config = tiny(**keys, **{"predictor.depth": 1, "mesh.data": 1, "train.init": "fan_in"})
+    bench = Bench(config)
+    start = jax.tree.map(np.asarray, bench.state.params)
+    metrics = bench.run(batches(config, 2))[-1]
+    assert np.isfinite(list(metrics.values())).all() and metrics["bad_steps"] == 0
+    assert ("loss/sparse" in metrics) == (kind in ("word_attention", "caption_attention"))
+    before, after = tree.flatten(start), tree.flatten(bench.state.params)
+    moved = {name for name in before if np.any(before[name] != np.asarray(after[name]))}
+    reads = [name for name in before if "conditioner" in name and name.endswith("kernel")]
+    assert reads and moved.issuperset(reads)
 
 
 @pytest.mark.parametrize("kind", KINDS)
