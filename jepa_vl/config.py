@@ -18,7 +18,15 @@ from jepa_vl.errors import ConfigError as ConfigError
 from jepa_vl.errors import at_least, divides
 from jepa_vl.errors import one_of as one_of
 from jepa_vl.methods import CHECKS, CONDITIONED, DISTANCES, MASKED, READS_TEXT
-from jepa_vl.schema import CROSSERS, VARIANTS, EncoderConfig, TextConfig, TIJepaConfig
+from jepa_vl.schema import (
+    CROSSERS,
+    PREDICTOR_DEPTHS,
+    VARIANTS,
+    ConditionerConfig,
+    EncoderConfig,
+    TextConfig,
+    TIJepaConfig,
+)
 from jepa_vl.schema import Config as Config
 
 
@@ -116,10 +124,21 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "text.frozen": ("yes", "no"),
     "text.weights_dtype": ("float32", "bfloat16"),
     "text.cache_dtype": ("float16", "bfloat16", "float32"),
-    "conditioner.kind": ("word_attention", "none"),
     "crossmodal.targets": ("tokens", "pooled"),
     "contrastive.loss": ("clip", "siglip"),
-    "loss.regulariser": ("paper", "centred", "off"),
+    "conditioner.kind": (
+        "word_attention",
+        "caption_attention",
+        "adaln",
+        "feature",
+        "sequence",
+        "none",
+    ),
+    "conditioner.layers": ("all", "one"),
+    "conditioner.fusion": ("max", "mean", "attention"),
+    "conditioner.pool": ("before_mlp", "after_mlp"),
+    "loss.target_norm": ("layer_norm", "none"),
+    "loss.regulariser": ("paper", "centred", "entropy", "off"),
     "masks.mode": ("production", "reference"),
     "train.init": ("normal", "fan_in"),
     "train.dtype": ("float32", "bfloat16"),
@@ -139,6 +158,7 @@ NOT_NEGATIVE = (
     "data.workers", "text.depth", "loss.sparse", "loss.consistency", "checkpoint.keep_every",
     "crossmodal.text_to_image", "crossmodal.image_to_text",
     "optim.start_lr", "optim.final_lr", "optim.weight_decay", "optim.final_weight_decay",
+    "anticollapse.variance", "anticollapse.covariance", "anticollapse.rank", "anticollapse.sigreg",
 )  # fmt: skip
 POSITIVE = (
     "optim.lr", "optim.eps", "optim.schedule_scale", "conditioner.mlp_ratio", "eval.temperature",
@@ -149,6 +169,15 @@ RANGES: dict[str, float | None] = {  # key of (low, high) -> the most that high 
     "masks.target_scale": 1.0,
     "masks.target_aspect": None,
     "masks.context_scale": 1.0,
+}
+
+# Kinds of conditioner that a key of theirs means something for; elsewhere it keeps its default.
+ATTENTIVE = ("word_attention", "caption_attention")
+CONDITIONER_KEYS: dict[str, tuple[str, ...]] = {
+    "layers": (*ATTENTIVE, "adaln"),
+    "fusion": (*ATTENTIVE, "adaln", "feature"),
+    "pool": ATTENTIVE,
+    "scale_logits": ATTENTIVE,
 }
 
 # A resumed run may change these: they alter neither the model, the data order nor the schedules.
@@ -188,7 +217,11 @@ def resolve(tree: Any) -> Config:
     steps = config.train.steps
     at_least("train.steps", steps, 1)
     replace = dataclasses.replace
-    predictor = replace(config.predictor, heads=config.predictor.heads or encoder.heads)
+    predictor = replace(
+        config.predictor,
+        depth=config.predictor.depth or PREDICTOR_DEPTHS.get(encoder.variant, 6),
+        heads=config.predictor.heads or encoder.heads,
+    )
     at_least("predictor.depth", predictor.depth, 1)
     at_least("predictor.width", predictor.width, 1)
     divides("predictor.width", predictor.width, predictor.heads, "heads")
@@ -314,6 +347,7 @@ def _check_relations(c: Config) -> None:
     one_of("loss.distance", c.loss.distance, DISTANCES[c.objective])
     divides("text.width", c.text.width, c.text.heads, "heads")
     _check_text(c.text)
+    _check_conditioner(c.conditioner)
     divides("train.batch_size", c.train.batch_size, c.train.micro_batches, "micro_batches")
     if c.data.kind != "shapes_world" and not c.data.path:
         rule = f"kind {c.data.kind!r} needs the folder of the data"
@@ -326,6 +360,15 @@ def _check_relations(c: Config) -> None:
         raise ConfigError("optim.warmup_steps", c.optim.warmup_steps, rule)
     if c.objective in CHECKS:
         CHECKS[c.objective](c)
+
+
+def _check_conditioner(conditioner: ConditionerConfig) -> None:
+    kind, defaults = conditioner.kind, ConditionerConfig()
+    for name, kinds in CONDITIONER_KEYS.items():
+        value, default = getattr(conditioner, name), getattr(defaults, name)
+        if kind not in (*kinds, "none") and value != default:
+            rule = f"{default!r} with kind {kind!r}; for {', '.join(kinds)} alone"
+            raise ConfigError(f"conditioner.{name}", value, rule)
 
 
 def _check_text(text: TextConfig) -> None:

@@ -5,9 +5,9 @@ from jepa_vl.schema import Config
 
 # Each objective with the distances it can minimise; the first is its own.
 DISTANCES: dict[str, tuple[str, ...]] = {
-    "ijepa": ("smooth_l1", "l2"),
-    "tcjepa": ("l2", "smooth_l1"),
-    "tijepa": ("smooth_l1", "l2"),
+    "ijepa": ("smooth_l1", "l2", "mse"),
+    "tcjepa": ("l2", "smooth_l1", "mse"),
+    "tijepa": ("smooth_l1", "l2", "mse"),
     "crossmodal": ("mse",),
     "contrastive": ("none",),
 }

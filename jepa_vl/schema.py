@@ -7,7 +7,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-# width, depth, heads, hidden width of the MLP (I-JEPA's public code; "g" has ratio 48/11).
+# Encoder: width, depth, heads, hidden width of the MLP (I-JEPA's public code; "g" has ratio 48/11).
 VARIANTS: dict[str, tuple[int, int, int, int]] = {
     "Ti": (192, 12, 3, 768),
     "S": (384, 12, 6, 1536),
@@ -16,6 +16,7 @@ VARIANTS: dict[str, tuple[int, int, int, int]] = {
     "H": (1280, 32, 16, 5120),
     "g": (1408, 40, 16, 6144),
 }
+PREDICTOR_DEPTHS = {"Ti": 6, "S": 6, "B": 6, "L": 12, "H": 12, "g": 16}
 
 # depth, heads of TI-JEPA's crosser. Its authors' scripts run (4, 8) and (8, 12); which of them are
 # the paper's Small, Medium and Large is not published. Their hint for the middle, (6, 10), divides
@@ -104,7 +105,7 @@ class PredictorConfig:
     """The narrow transformer that predicts the features of masked patches."""
 
     width: int = key(384, "P, width of the predictor")
-    depth: int = key(6, "transformer blocks")
+    depth: int = key(0, "transformer blocks; 0: those of the variant (L, H: 12, g: 16), else 6")
     heads: int = key(0, "attention heads; 0: as many as the encoder's")
 
 
@@ -113,8 +114,13 @@ class ConditionerConfig:
     """How the predictor reads captions."""
 
     kind: str = key(
-        "word_attention", "how the predictor reads text: word_attention or none (I-JEPA)"
+        "word_attention",
+        "how the predictor reads text: word_attention, caption_attention (to the mean word), "
+        "adaln, feature (mean word at its input), sequence (words as tokens) or none (I-JEPA)",
     )
+    layers: str = key("all", "layers that read: all, or one, the middle one")
+    fusion: str = key("max", "of what is read in several captions: max, mean or attention")
+    pool: str = key("before_mlp", "captions are fused before_mlp or, dearer, after_mlp")
     mlp_ratio: float = key(4.0, "hidden over outer width of the conditioner's MLP")
     scale_logits: bool = key(False, "divide the attention logits by sqrt(P); the paper does not")
 
@@ -173,13 +179,27 @@ class LossConfig:
 
     distance: str = key(
         "",
-        "l2 (mean norm, TC-JEPA Eq. 1), smooth_l1 (I-JEPA's code), mse (crossmodal) or none "
+        "l2 (mean norm, TC-JEPA Eq. 1), smooth_l1 (I-JEPA's code), mse (also crossmodal's) or none "
         "(contrastive); empty: the objective's",
     )
-    regulariser: str = key("paper", "on word-to-patch similarities: paper, centred or off")
+    target_norm: str = key("layer_norm", "of the features to predict: layer_norm or none")
+    regulariser: str = key("paper", "on word-to-patch similarities: paper, centred, entropy or off")
     sparse: float = key(0.1, "lambda, weight of L_sparse")
     consistency: float = key(0.5, "beta, weight of L_consistency")
     ramp_steps: int = key(0, "steps over which lambda and beta rise from 0; 0: the warm-up")
+
+
+@dataclass(frozen=True)
+class AntiCollapseConfig:
+    """Weights of terms that keep an encoder's features apart; see ``objectives.anticollapse``.
+
+    They compare the images of a micro-batch, over all devices.
+    """
+
+    variance: float = key(0.0, "of VICReg's hinge on the standard deviation of each channel")
+    covariance: float = key(0.0, "of VICReg's squared covariances of different channels")
+    rank: float = key(0.0, "of tr(C^2) / tr(C)^2, the inverse of an effective rank")
+    sigreg: float = key(0.0, "of LeJEPA's distance to an isotropic Gaussian")
 
 
 @dataclass(frozen=True)
@@ -295,6 +315,7 @@ class Config:
     crossmodal: CrossModalConfig = dataclasses.field(default_factory=CrossModalConfig)
     contrastive: ContrastiveConfig = dataclasses.field(default_factory=ContrastiveConfig)
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)
+    anticollapse: AntiCollapseConfig = dataclasses.field(default_factory=AntiCollapseConfig)
     masks: MasksConfig = dataclasses.field(default_factory=MasksConfig)
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)

@@ -27,10 +27,10 @@ PARAMETER_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"/patch_kernel$", (None, None, None, "embed")),
     (r"/(q|k|v|fc1|gate)/kernel$", ("embed", "hidden")),
     (r"/(out|fc2)/kernel$", ("hidden", "embed")),
-    (r"/(embed|project)/kernel$", (None, "embed")),
+    (r"/(embed|project|modulation)/kernel$", (None, "embed")),
     (r"/word_embedding$", ("vocabulary", None)),
     (r"/(word_position|word_type|relative_bias|position)$", (None, None)),
-    (r"/(mask_token|cls)$", (None,)),
+    (r"/(mask_token|cls|query)$", (None,)),
     (r"/(bias|scale|patch_bias)$", (None,)),
 )
 LOGICAL_TO_MESH: dict[str, str | tuple[str, ...]] = {

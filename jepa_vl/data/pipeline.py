@@ -64,8 +64,7 @@ class ReferenceMasks:
     def __call__(self, index: int, batch: Batch) -> Batch:
         """``index`` counts batches from the start step."""
         rng = np.random.default_rng([REFERENCE_SEED, self.seed, self.start + index])
-        masks = masking.reference_masks(self.plan, self.batch, rng)
-        masks = masking.pad_reference(self.plan, masks)
+        masks = masking.draw(self.plan, self.batch, rng)
         return {**batch, **{name: array[self.part] for name, array in masks.items()}}
 
 
@@ -180,7 +179,8 @@ def eval_batches(
     def load(index: int) -> Batch:
         record = source[index]
         image = transforms.centre_crop(record["image"], config.encoder.image_size, record["key"])
-        out = {"image": image, **_eval_masks(plan, np.random.default_rng([config.seed, index]))}
+        masks = masking.draw(plan, 1, np.random.default_rng([config.seed, index]))
+        out = {"image": image, **{name: array[0] for name, array in masks.items()}}
         if reader is not None:
             out.update(reader.encode_all(record["captions"]))
         return {**out, "label": np.int32(record["label"]), "index": np.int64(index)}
@@ -192,13 +192,6 @@ def eval_batches(
             rows += rows[-1:] * (batch_size - len(rows))
             batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
             yield {**batch, "valid": valid}
-
-
-def _eval_masks(plan: masking.MaskPlan, rng: np.random.Generator) -> Batch:
-    if plan.mode == "production":
-        return masking.production_masks(plan, rng)
-    padded = masking.pad_reference(plan, masking.reference_masks(plan, 1, rng))
-    return {name: array[0] for name, array in padded.items()}
 
 
 def describe(config: Config, source: Source) -> dict[str, Any]:

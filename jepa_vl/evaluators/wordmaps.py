@@ -59,7 +59,7 @@ def word_maps(
     shown = {name: jnp.asarray(batch[name]) for name in names if name in batch}
     total: Any = None
     for draw in range(draws):
-        masks = _draw(plan, size, np.random.default_rng([seed, draw]))
+        masks = masking.draw(plan, size, np.random.default_rng([seed, draw]))
         sums = jax.device_get(read(params, target, frozen, {**shown, **masks}))
         total = sums if total is None else jax.tree.map(np.add, total, sums)
     (at_context, context_count), (at_target, target_count) = total
@@ -75,13 +75,6 @@ def word_maps(
         mean(at_context, context_count),
         mean(at_target, target_count),
     )
-
-
-def _draw(plan: MaskPlan, size: int, rng: np.random.Generator) -> dict[str, Array]:
-    if plan.mode == "reference":
-        return masking.pad_reference(plan, masking.reference_masks(plan, size, rng))
-    rows = [masking.production_masks(plan, rng) for _ in range(size)]
-    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
 @functools.lru_cache(maxsize=2)

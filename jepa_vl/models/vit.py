@@ -10,7 +10,7 @@ from flax import linen as nn
 from jepa_vl.models import fast
 from jepa_vl.models.layers import NORMAL, Block, LayerNorm, gather, sincos_table
 from jepa_vl.schema import EncoderConfig
-from jepa_vl.shapes import Array, check_shape
+from jepa_vl.shapes import Array, PyTree, check_shape
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -73,7 +73,18 @@ class ViT(nn.Module):
         for i in range(self.depth):
             block = Block(self.heads, self.mlp_width, self.dtype, name=f"block_{i}")
             x = block(x, ctx_valid)
+        self.sow("intermediates", "stream", x)  # kept for encode_with_stream alone
         return LayerNorm(name="norm")(x)
+
+
+def encode_with_stream(
+    encoder: ViT, params: PyTree, images: Array, ctx_idx: Array, ctx_valid: Array | None = None
+) -> tuple[Array, Array]:
+    """Visible patches with and without the final LayerNorm, [B, K, D] float32 each; see ViT."""
+    out, kept = encoder.apply(
+        {"params": params}, images, ctx_idx, ctx_valid, mutable=["intermediates"]
+    )
+    return out, kept["intermediates"]["stream"][0]  # pyright: ignore[reportReturnType]
 
 
 def build(config: EncoderConfig, dtype: Any = jnp.float32) -> ViT:

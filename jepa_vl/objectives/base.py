@@ -81,24 +81,33 @@ def register(name: str) -> Callable[[type], type]:
     return enter
 
 
-def encode_targets(encoder: vit.ViT, target: PyTree, images: Array, tgt_idx: Array) -> Array:
+TARGET_NORMS: dict[str, Callable[[Array], Array]] = {
+    "layer_norm": lambda features: layer_norm(features, TARGET_EPS),
+    "none": lambda features: features,
+}
+
+
+def encode_targets(
+    encoder: vit.ViT, target: PyTree, images: Array, tgt_idx: Array, norm: str = "layer_norm"
+) -> Array:
     """Features to predict: full image, parameter-free LayerNorm, the blocks' tokens; no gradient.
 
     Args:
       encoder: the encoder; target: its EMA parameters.
       images: [B, H, W, 3].
       tgt_idx: int32 [B, M, C].
+      norm: a name of :data:`TARGET_NORMS`; that of I-JEPA is ``layer_norm``.
 
     Returns:
       [B, M, C, D] float32.
     """
     features: Any = encoder.apply({"params": target}, images)
-    return pick_blocks(as_targets(features), tgt_idx)
+    return pick_blocks(as_targets(features, norm), tgt_idx)
 
 
-def as_targets(features: Array) -> Array:
-    """What is predicted of features [..., D]: parameter-free LayerNorm, float32, no gradient."""
-    return jax.lax.stop_gradient(layer_norm(features, TARGET_EPS))
+def as_targets(features: Array, norm: str = "layer_norm") -> Array:
+    """What is predicted of features [..., D]: normalised, float32, without gradient."""
+    return jax.lax.stop_gradient(TARGET_NORMS[norm](features))
 
 
 def pick_blocks(features: Array, tgt_idx: Array) -> Array:

@@ -27,6 +27,10 @@ CURVES = {
     "spread of the targets (0: collapse)": [
         "target_std", "target_std/image", "target_std/text",
     ],
+    "terms against collapse": [
+        "anticollapse/variance", "anticollapse/covariance", "anticollapse/rank",
+        "anticollapse/sigreg",
+    ],
     "RankMe of pooled features": ["rankme/target", "rankme/context"],
     "distance of encoder and target": ["ema_drift"],
     "gradient norm": ["grad_norm"],

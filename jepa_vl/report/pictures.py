@@ -9,7 +9,7 @@ import numpy as np
 
 from jepa_vl import objectives, sharding
 from jepa_vl.config import Config, reads_masks
-from jepa_vl.data import pipeline, sources
+from jepa_vl.data import masking, pipeline, sources
 from jepa_vl.data.sources import Source
 from jepa_vl.evaluators import features
 from jepa_vl.report import figures, grounding
@@ -70,7 +70,7 @@ def sections(workdir: Path, data: dict[str, Any]) -> tuple[list[Section], int]:
     frozen = jax.device_put(objective.load_frozen())
     run = Loaded(config, state, step, objective, frozen, train, held_out)
     out = [_masks(run)] if reads_masks(config) else []
-    if config.conditioner.kind != "none":
+    if getattr(run.objective, "maps_words", False):
         out += grounding.sections(run, data)
     return [*out, _neighbours(run)], step
 
@@ -79,18 +79,15 @@ def _rows(batches: list[dict[str, Array]], name: str) -> Array:
     return np.concatenate([batch[name][batch["valid"]] for batch in batches])
 
 
-def _padded(batches: list[dict[str, Array]], name: str) -> Array:
+def _indices(batches: list[dict[str, Array]], name: str) -> Array:
     """Indices of patches, -1 where they are padding."""
-    indices = _rows(batches, f"{name}_idx")
-    if f"{name}_valid" not in batches[0]:
-        return indices
-    return np.where(_rows(batches, f"{name}_valid"), indices, -1)
+    return np.concatenate([masking.mark_padding(b, name)[b["valid"]] for b in batches])
 
 
 def _masks(run: Loaded) -> Section:
     batches = run.read(run.held_out, run.spread(MASKED_IMAGES))
     images, grid = _rows(batches, "image"), run.config.encoder.grid
-    fig = figures.masks(images, _padded(batches, "ctx"), _padded(batches, "tgt"), grid)
+    fig = figures.masks(images, _indices(batches, "ctx"), _indices(batches, "tgt"), grid)
     text = (
         "The encoder sees the context alone; from it the predictor must tell the target encoder's "
         "features of each target block. Which patches of a block are kept is drawn at random."
