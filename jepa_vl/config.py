@@ -120,6 +120,7 @@ def _typed(name: str, value: Any, hint: type) -> Any:
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "data.kind": ("shapes_world", "tar", "folder"),
+    "data.captions": ("own", "shuffled", "empty", "random"),
     "text.kind": ("hashed", "t5", "bert", "gte", "cached"),
     "text.frozen": ("yes", "no"),
     "text.weights_dtype": ("float32", "bfloat16"),
@@ -352,6 +353,9 @@ def _check_relations(c: Config) -> None:
     if c.data.kind != "shapes_world" and not c.data.path:
         rule = f"kind {c.data.kind!r} needs the folder of the data"
         raise ConfigError("data.path", c.data.path, rule)
+    if c.data.captions != "own" and not reads_text(c):
+        rule = f"'own' with objective {c.objective!r}, which reads no captions"
+        raise ConfigError("data.captions", c.data.captions, rule)
     if not 0 < c.optim.ema <= c.optim.final_ema <= 1:
         rule = f"0 < ema <= final_ema = {c.optim.final_ema} <= 1"
         raise ConfigError("optim.ema", c.optim.ema, rule)

@@ -43,6 +43,11 @@ class DataConfig:
         ("captions", "caption"), "JSON keys that hold the captions: a list or a string"
     )
     label_key: str = key("label", "JSON key that holds the class name; it may be absent")
+    captions: str = key(
+        "own",
+        "that an image comes with: own or, for control runs, shuffled (always those of one other "
+        "image), empty (none) or random (as many random tokens)",
+    )
     crop_scale: tuple = key((0.3, 1.0), "area range of the random resized crop")
     crop_ratio: tuple = key((0.75, 4 / 3), "aspect-ratio range (width / height) of the crop")
     holdout: float = key(

@@ -44,6 +44,7 @@ def save_tokenizer(folder: Path, eos: bool):
         ends = [("[CLS]", 2), ("[SEP]", 3)]
         fast.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", special_tokens=ends)
         names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]"}
+        names |= {"sep_token": "[SEP]"}
     PreTrainedTokenizerFast(tokenizer_object=fast, **names).save_pretrained(folder)
 
 

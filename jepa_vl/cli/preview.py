@@ -119,7 +119,7 @@ def _masks(config: Config, out: Path) -> None:
 
 
 def _batch(config: Config, out: Path) -> None:
-    from jepa_vl.data import captions, pipeline, sources
+    from jepa_vl.data import captions, controls, pipeline, sources
     from jepa_vl.report import figures
 
     # The same batches as with workers, without waiting for them to start.
@@ -132,8 +132,9 @@ def _batch(config: Config, out: Path) -> None:
     print("\n".join(columns([("array", "shape", "type"), *rows])))
     reader = captions.build(config.text)
     count = min(SHEET, len(batch["image"]))
+    supply = controls.build(config, source)
     drawn = [
-        _drawn(config, source[int(i)]["captions"], batch, row)
+        _drawn(config, supply.texts(int(i), source[int(i)]["captions"]), batch, row)
         for row, i in enumerate(batch["index"][:count])
     ]
     for row, texts in enumerate(drawn[:IMAGES_SHOWN]):
@@ -151,8 +152,11 @@ def _batch(config: Config, out: Path) -> None:
 
 
 def _drawn(config: Config, texts: list[str], batch: dict[str, Array], row: int) -> list[str]:
-    """The captions that an image of a batch comes with, found again by their arrays."""
-    if not reads_text(config):
+    """The captions that an image of a batch comes with, found again by their arrays.
+
+    Random tokens are no caption.
+    """
+    if not reads_text(config) or config.data.captions == "random":
         return []
     from jepa_vl.data import captions
 

@@ -49,6 +49,27 @@ class CaptionReader:
         """As :meth:`encode`, without chance: the first N captions in their order."""
         return self._arrays([text for text in captions if words(text)][: self.captions])
 
+    def scramble(self, arrays: dict[str, Array], rng: np.random.Generator) -> dict[str, Array]:
+        """Random tokens in the place of those of :meth:`encode`'s arrays; the masks stay.
+
+        Ids are drawn uniformly from the vocabulary, and special tokens keep their places. A cache
+        gives the embeddings of random tokens of random captions, wherever they stood.
+        """
+        mask = arrays["word_mask"]
+        if self.cache is not None:
+            states = arrays["word_states"].copy()
+            states[mask] = self.cache.random_states(int(mask.sum()), rng)
+            return {**arrays, "word_states": states}
+        ids, known = arrays["word_ids"].copy(), self.ordinary_ids
+        replaced = mask & np.isin(ids, known, kind="table")
+        ids[replaced] = rng.choice(known, int(replaced.sum()))
+        return {**arrays, "word_ids": ids}
+
+    @functools.cached_property
+    def ordinary_ids(self) -> Array:
+        """int32 [V']: the vocabulary without padding and special tokens."""
+        return np.array(self.tokenize.ordinary_ids(), np.int32)
+
     def tokens(self, text: str) -> list[Token]:
         """The at most S tokens of a caption that are kept."""
         return self.tokenize(text)

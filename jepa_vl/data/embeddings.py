@@ -157,8 +157,20 @@ class EmbeddingCache:
                 f"has no embedding of the caption {text!r}; run `jepa-vl data embed` on this data"
             )
             raise ConfigError(PATH, self.path, rule)
-        content = _reader(str(self.folder / RECORDS)).read([int(self._records[place])])[0]
-        return np.frombuffer(content, self.dtype).reshape(-1, self.width)
+        return self._read([int(self._records[place])])[0]
+
+    def random_states(self, count: int, rng: np.random.Generator) -> Array:
+        """Embeddings of random tokens, each of a caption of its own: [count, E] of ``dtype``."""
+        out = np.zeros((count, self.width), self.dtype)
+        if count:
+            found = self._read(rng.choice(self._records, count).tolist())
+            for row, states in zip(out, found, strict=True):
+                row[:] = states[rng.integers(len(states))]
+        return out
+
+    def _read(self, records: list[int]) -> list[Array]:
+        contents = _reader(str(self.folder / RECORDS)).read(records)
+        return [np.frombuffer(content, self.dtype).reshape(-1, self.width) for content in contents]
 
 
 @functools.lru_cache(maxsize=4)

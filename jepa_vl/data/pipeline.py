@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from jepa_vl.config import Config, ConfigError, reads_text
-from jepa_vl.data import captions, masking, tokenizers, transforms, worker
+from jepa_vl.data import controls, masking, tokenizers, transforms, worker
 from jepa_vl.data.sources import Source
 from jepa_vl.shapes import Array
 
@@ -27,7 +27,7 @@ class TrainElement:
 
     def __init__(self, config: Config, source: Source):
         self.source, self.data, self.size = source, config.data, config.encoder.image_size
-        self.captions = captions.build(config.text) if reads_text(config) else None
+        self.captions = controls.build(config, source) if reads_text(config) else None
         self.plan = masking.plan_masks(config)
 
     def __call__(self, element: dict[str, int], rng: np.random.Generator) -> Batch:
@@ -46,7 +46,7 @@ class TrainElement:
             out.update(masking.production_masks(self.plan, rng))
         # Last, so that runs with and without text see the same crops and masks.
         if self.captions is not None:
-            out.update(self.captions.encode(record["captions"], rng))
+            out.update(self.captions.draw(element["index"], record["captions"], rng))
         out["label"] = np.int32(record["label"])
         out["index"] = np.int64(element["index"])
         out["position"] = np.int64(element["position"])
@@ -173,7 +173,7 @@ def eval_batches(
       As :func:`make_batches` without ``position``, and ``valid`` bool [b], False for repeats.
     """
     plan = masking.plan_masks(config)
-    reader = captions.build(config.text) if reads_text(config) else None
+    reader = controls.build(config, source) if reads_text(config) else None
     indices = np.asarray(indices, np.int64)
 
     def load(index: int) -> Batch:
@@ -182,7 +182,7 @@ def eval_batches(
         masks = masking.draw(plan, 1, np.random.default_rng([config.seed, index]))
         out = {"image": image, **{name: array[0] for name, array in masks.items()}}
         if reader is not None:
-            out.update(reader.encode_all(record["captions"]))
+            out.update(reader.first(index, record["captions"]))
         return {**out, "label": np.int32(record["label"]), "index": np.int64(index)}
 
     with ThreadPoolExecutor(config.data.threads) as pool:

@@ -37,6 +37,10 @@ class Tokenizer(Protocol):
         """Tokens in their order."""
         ...
 
+    def ordinary_ids(self) -> list[int]:
+        """Sorted ids of the vocabulary, without padding and special tokens."""
+        ...
+
 
 def words(text: str) -> list[str]:
     """Splits a caption into lower-case words, in any script."""
@@ -58,6 +62,10 @@ class HashedTokenizer:
                 number = zlib.crc32(piece.encode()) % (self.vocabulary - FIRST_PIECE)
                 out.append(Token(FIRST_PIECE + number, piece, index))
         return out[: self.length]
+
+    def ordinary_ids(self) -> list[int]:
+        """All from 2 on."""
+        return list(range(FIRST_PIECE, self.vocabulary))
 
 
 class PretrainedTokenizer:
@@ -89,6 +97,12 @@ class PretrainedTokenizer:
             Token(number, piece, _covered(span, spans))
             for number, piece, span in zip(found.ids, found.tokens, found.offsets, strict=True)
         ]
+
+    def ordinary_ids(self) -> list[int]:
+        """All that the tokenizer does not list as special."""
+        added = self._fast.get_added_tokens_decoder()
+        special = {number for number, token in added.items() if token.special}
+        return sorted(set(self._fast.get_vocab().values()) - special)
 
 
 def _covered(span: tuple[int, int], spans: list[tuple[int, int]]) -> int | None:

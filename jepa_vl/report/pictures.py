@@ -1,6 +1,6 @@
 """The sections of the page that look at the model: masks, words on patches, nearest neighbours."""
 
-from dataclasses import dataclass
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ SEARCHED = 2000  # training images at most
 CANDIDATES = 64  # images that are read to learn their classes
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Loaded:
     """A checkpoint and its data, on one device."""
 
@@ -65,6 +65,8 @@ def sections(workdir: Path, data: dict[str, Any]) -> tuple[list[Section], int]:
       ConfigError: there is no checkpoint, or the data cannot be read.
     """
     config, state, step = checkpoint.load(workdir)
+    # Control runs too are shown reading the captions that belong to the image.
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, captions="own"))
     train, held_out = sources.open_sources(config)
     objective = objectives.build(config)
     frozen = jax.device_put(objective.load_frozen())

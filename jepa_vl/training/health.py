@@ -83,7 +83,10 @@ class Health:
 
         Returns:
           ``held_out_loss``: L_predict with own captions. ``text_gain``: L_predict with the captions
-          of another image minus that with its own, on the same masks.
+          of another image minus that with its own, on the same masks. In control runs "its own" is
+          what ``data.captions`` gives it: with shuffled the captions of the image that it is paired
+          with, so that a gain above noise would mean that the pairing itself tells something; with
+          random as many tokens of noise; with empty both sides are the same and the gain is 0.
           ``regulariser_gradient_ratio``: norm of the regularisers' gradient at full ramp over that
           of L_predict. ``rankme/target`` and ``rankme/context``: RankMe of pooled features
           (n = ``rankme_images``) of either encoder. ``ema_drift``: relative distance between
