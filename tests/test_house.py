@@ -78,7 +78,9 @@ def test_data_never_names_jax():
     assert not names & {"jax", "jaxlib", "flax", "optax", "orbax"}
 
 
-@pytest.mark.parametrize("folder", ["jepa_vl", "tests", "configs", "launch", "benchmarks"])
+@pytest.mark.parametrize(
+    "folder", ["jepa_vl", "tests", "configs", "launch", "benchmarks", "studies"]
+)
 def test_no_file_is_longer_than_400_lines(folder):
     long = [p for p in (ROOT / folder).rglob("*.py") if len(p.read_text().splitlines()) > 400]
     assert long == []
