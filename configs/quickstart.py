@@ -32,7 +32,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
     # Many small steps and a fast target: in a short run the number of steps counts more than
     # their size.
-    c.train.update(steps=1400, batch_size=32)
+    c.train.update(steps=1000, batch_size=32)
     c.optim.update(lr=2e-3, ema=0.98, warmup_steps=60)
     c.optim.update(weight_decay=0.04, final_weight_decay=0.04)
     c.data.crop_scale = (0.5, 1.0)
