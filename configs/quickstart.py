@@ -39,7 +39,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     c.log.diagnostics_every, c.checkpoint.every = 200, 400
     if c.data.kind != "shapes_world":
         c.text.captions = 3
-        c.train.steps = 6000
+        c.train.steps = 4000
         c.optim.update(lr=1e-3, ema=0.99, warmup_steps=0)
         c.data.crop_scale = (0.3, 1.0)
         c.eval.train_images = 4000
