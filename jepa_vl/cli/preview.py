@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from jepa_vl.cli import configs
+from jepa_vl.cli.table import columns
 from jepa_vl.cli.train import writable
 from jepa_vl.config import Config, config_hash, one_of, reads_text, to_dict
 from jepa_vl.shapes import Array
@@ -55,13 +56,13 @@ def _params(config: Config, out: Path) -> None:
     state = _abstract(config, sharding.make_mesh(MeshConfig(), jax.local_devices()[:1]))
     leaves = tree.flatten(state.params)
     rows = [(name, str(tuple(x.shape)), f"{x.size:,}") for name, x in leaves.items()]
-    print("\n".join(_columns([("parameter", "shape", "count"), *rows], right=(2,))))
+    print("\n".join(columns([("parameter", "shape", "count"), *rows], right=(2,))))
     parts: Counter[str] = Counter()
     for name, leaf in leaves.items():
         parts[name.split("/")[0]] += leaf.size
     rows = [(name, f"{count:,}", f"{count / parts.total():.1%}") for name, count in parts.items()]
     rows += [("total", f"{parts.total():,}", "100.0%")]
-    print("", *_columns([("part", "count", "share"), *rows], right=(1, 2)), sep="\n")
+    print("", *columns([("part", "count", "share"), *rows], right=(1, 2)), sep="\n")
     items = {
         "parameters": state.params,
         "EMA target": state.target,
@@ -70,7 +71,7 @@ def _params(config: Config, out: Path) -> None:
     sizes = {name: tree.nbytes(item) for name, item in items.items()}
     sizes["train state"] = tree.nbytes(state)
     rows = [(name, f"{size:,}", _mebi(size)) for name, size in sizes.items()]
-    print("", *_columns([("state, float32", "bytes", ""), *rows], right=(1, 2)), sep="\n")
+    print("", *columns([("state, float32", "bytes", ""), *rows], right=(1, 2)), sep="\n")
 
 
 def _shardings(config: Config, out: Path) -> None:
@@ -118,7 +119,7 @@ def _masks(config: Config, out: Path) -> None:
         for i, (c, t) in enumerate(zip(context.mean(1), target.mean(1), strict=True))
     ]
     rows.append(("all", f"{context.mean():.3f}", f"{target.mean():.3f}"))
-    print("\n".join(_columns([("row", "context", "target"), *rows], right=(1, 2))))
+    print("\n".join(columns([("row", "context", "target"), *rows], right=(1, 2))))
     held_out = sources.open_sources(config)[1]
     indices = np.arange(min(IMAGES_SHOWN, len(held_out)))
     batch = next(pipeline.eval_batches(config, held_out, indices, len(indices)))
@@ -157,7 +158,7 @@ def _batch(config: Config, out: Path) -> None:
         batch = next(stream)
     print(f"the batch of step 0 from {source.name} ({len(source)} images)\n")
     rows = [(name, str(x.shape), str(x.dtype)) for name, x in batch.items()]
-    print("\n".join(_columns([("array", "shape", "type"), *rows])))
+    print("\n".join(columns([("array", "shape", "type"), *rows])))
     count = min(SHEET, len(batch["image"]))
     drawn = [
         _drawn(config, source[int(i)]["captions"], batch, row)
@@ -196,18 +197,6 @@ def _write(path: Path, figure: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(figures.to_png(figure))
     print(path)
-
-
-def _columns(rows: list[tuple[str, ...]], right: tuple[int, ...] = ()) -> list[str]:
-    """Rows as aligned text; the columns in ``right`` end together."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return [
-        "  ".join(
-            cell.rjust(width) if i in right else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
 
 
 def _mebi(size: float) -> str:

@@ -9,7 +9,7 @@ from flax import linen as nn
 from jepa_vl.models import fast
 from jepa_vl.models.layers import NORMAL, Block, LayerNorm, gather, sincos_table
 from jepa_vl.schema import EncoderConfig
-from jepa_vl.shapes import Array, check_shape
+from jepa_vl.shapes import Array, PyTree, check_shape
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -71,6 +71,29 @@ class ViT(nn.Module):
             block = Block(self.heads, self.mlp_width, self.dtype, name=f"block_{i}")
             x = block(x, ctx_valid)
         return LayerNorm(name="norm")(x)
+
+
+def last_layers(encoder: ViT, params: PyTree, images: Array, layers: int) -> Array:
+    """Features of several layers of all patches, as I-JEPA's linear probes read them (App. A).
+
+    Args:
+      encoder: the encoder; params: its parameters.
+      images: [B, H, W, 3].
+      layers: how many of the last blocks, at most the depth.
+
+    Returns:
+      [B, T, layers * D] float32, the last block last, each after the final LayerNorm.
+    """
+    kept: Any = encoder.apply(
+        {"params": params},
+        images,
+        capture_intermediates=lambda module, _: isinstance(module, Block),
+        mutable=["intermediates"],
+    )[1]
+    blocks = range(encoder.depth - layers, encoder.depth)
+    outputs = [kept["intermediates"][f"block_{i}"]["__call__"][0] for i in blocks]
+    norm: Any = LayerNorm().apply({"params": params["norm"]}, jnp.stack(outputs, axis=2))
+    return norm.reshape(*norm.shape[:2], -1)
 
 
 def build(config: EncoderConfig, dtype: Any = jnp.float32) -> ViT:
