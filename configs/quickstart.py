@@ -25,10 +25,14 @@ def get_config(arg: str | None = None) -> ConfigDict:
     c.conditioner.update(scale_logits=True, mlp_ratio=2.0)
     c.loss.regulariser = "centred"
     c.masks.context_tokens = 24
+    # Read by other objectives alone (--config.objective=...).
+    c.frozen.image = "random"
+    c.tijepa.update(variant="", width=96, depth=2, heads=4)
+    c.contrastive.width = 64
 
     # Many small steps and a fast target: in a short run the number of steps counts more than
     # their size.
-    c.train.update(steps=1300, batch_size=32)
+    c.train.update(steps=1000, batch_size=32)
     c.optim.update(lr=2e-3, ema=0.98, warmup_steps=60)
     c.optim.update(weight_decay=0.04, final_weight_decay=0.04)
     c.data.crop_scale = (0.5, 1.0)

@@ -14,20 +14,20 @@ from typing import Any, get_type_hints
 
 from ml_collections import ConfigDict
 
-from jepa_vl.schema import VARIANTS, EncoderConfig
+from jepa_vl.errors import ConfigError as ConfigError
+from jepa_vl.errors import at_least, divides
+from jepa_vl.errors import one_of as one_of
+from jepa_vl.methods import CHECKS, CONDITIONED, DISTANCES, MASKED, READS_TEXT
+from jepa_vl.schema import (
+    CROSSERS,
+    PREDICTOR_DEPTHS,
+    VARIANTS,
+    ConditionerConfig,
+    EncoderConfig,
+    TextConfig,
+    TIJepaConfig,
+)
 from jepa_vl.schema import Config as Config
-
-
-class ConfigError(ValueError):
-    """Bad input of the user: one line that names the key, the value and the rule. Exit code 5."""
-
-    def __init__(self, key: str, value: Any, rule: str):
-        self.key, self.value, self.rule = key, value, rule
-        super().__init__(f"{key} = {value!r}: {rule}")
-
-    def __reduce__(self) -> tuple:
-        """Errors travel from data workers by pickle."""
-        return ConfigError, (self.key, self.value, self.rule)
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -79,16 +79,6 @@ def parse_arg(arg: str | None, **choices: str) -> dict[str, str]:
     return values
 
 
-def one_of(name: str, value: str, choices: Any) -> None:
-    """Refuses a value outside the choices, naming the nearest one."""
-    names = list(choices)
-    if value in names:
-        return
-    near = difflib.get_close_matches(str(value), names, n=1)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
-    raise ConfigError(name, value, f"one of {', '.join(map(repr, names))}{hint}")
-
-
 def from_dict(tree: Any) -> Config:
     """Builds the schema from nested dictionaries, refusing unknown keys and wrong types.
 
@@ -128,15 +118,27 @@ def _typed(name: str, value: Any, hint: type) -> Any:
     return value
 
 
-OBJECTIVES = ("ijepa", "tcjepa")
-DISTANCES = {"ijepa": "smooth_l1", "tcjepa": "l2"}
-
 CHOICES: dict[str, tuple[str, ...]] = {
     "data.kind": ("shapes_world", "tar", "folder"),
-    "text.kind": ("hashed",),
-    "conditioner.kind": ("word_attention", "none"),
-    "loss.distance": tuple(sorted(set(DISTANCES.values()))),
-    "loss.regulariser": ("paper", "centred", "off"),
+    "text.kind": ("hashed", "t5", "bert", "gte", "cached"),
+    "text.frozen": ("yes", "no"),
+    "text.weights_dtype": ("float32", "bfloat16"),
+    "text.cache_dtype": ("float16", "bfloat16", "float32"),
+    "crossmodal.targets": ("tokens", "pooled"),
+    "contrastive.loss": ("clip", "siglip"),
+    "conditioner.kind": (
+        "word_attention",
+        "caption_attention",
+        "adaln",
+        "feature",
+        "sequence",
+        "none",
+    ),
+    "conditioner.layers": ("all", "one"),
+    "conditioner.fusion": ("max", "mean", "attention"),
+    "conditioner.pool": ("before_mlp", "after_mlp"),
+    "loss.target_norm": ("layer_norm", "none"),
+    "loss.regulariser": ("paper", "centred", "entropy", "off"),
     "masks.mode": ("production", "reference"),
     "train.init": ("normal", "fan_in"),
     "train.dtype": ("float32", "bfloat16"),
@@ -145,6 +147,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 AT_LEAST_1 = (
     "data.train_size", "data.prefetch", "data.threads",
     "text.captions", "text.words", "text.width", "text.heads",
+    "crossmodal.energy_masks", "contrastive.width",
     "encoder.mlp_width", "masks.target_blocks", "optim.warmup_steps", "loss.ramp_steps",
     "train.batch_size", "train.micro_batches", "train.max_bad_steps",
     "checkpoint.every", "checkpoint.keep_last",
@@ -153,7 +156,9 @@ AT_LEAST_1 = (
 )  # fmt: skip
 NOT_NEGATIVE = (
     "data.workers", "text.depth", "loss.sparse", "loss.consistency", "checkpoint.keep_every",
+    "crossmodal.text_to_image", "crossmodal.image_to_text",
     "optim.start_lr", "optim.final_lr", "optim.weight_decay", "optim.final_weight_decay",
+    "anticollapse.variance", "anticollapse.covariance", "anticollapse.rank", "anticollapse.sigreg",
 )  # fmt: skip
 POSITIVE = (
     "optim.lr", "optim.eps", "optim.schedule_scale", "conditioner.mlp_ratio", "eval.temperature",
@@ -166,16 +171,31 @@ RANGES: dict[str, float | None] = {  # key of (low, high) -> the most that high 
     "masks.context_scale": 1.0,
 }
 
+# Kinds of conditioner that a key of theirs means something for; elsewhere it keeps its default.
+ATTENTIVE = ("word_attention", "caption_attention")
+CONDITIONER_KEYS: dict[str, tuple[str, ...]] = {
+    "layers": (*ATTENTIVE, "adaln"),
+    "fusion": (*ATTENTIVE, "adaln", "feature"),
+    "pool": ATTENTIVE,
+    "scale_logits": ATTENTIVE,
+}
+
 # A resumed run may change these: they alter neither the model, the data order nor the schedules.
+# (What lies at text.path is compared by its content.)
 RESUMABLE = (
-    "data.workers", "data.prefetch", "data.threads", "mesh.", "checkpoint.", "log.", "eval.",
-    "train.compile_cache", "train.max_bad_steps",
+    "text.path", "data.workers", "data.prefetch", "data.threads", "mesh.", "checkpoint.", "log.",
+    "eval.", "train.compile_cache", "train.max_bad_steps",
 )  # fmt: skip
 
 
 def reads_text(config: Config) -> bool:
     """Does the objective read captions?"""
-    return config.objective != "ijepa" and config.conditioner.kind != "none"
+    return config.objective in READS_TEXT or config.conditioner.kind != "none"
+
+
+def reads_masks(config: Config) -> bool:
+    """Does the objective read multi-block masks?"""
+    return config.objective in MASKED
 
 
 def resolve(tree: Any) -> Config:
@@ -192,15 +212,19 @@ def resolve(tree: Any) -> Config:
     """
     config = from_dict(tree)
     _check_finite(config)
-    one_of("objective", config.objective, OBJECTIVES)
+    one_of("objective", config.objective, DISTANCES)
     encoder = _resolve_encoder(config.encoder)
     steps = config.train.steps
-    _at_least("train.steps", steps, 1)
+    at_least("train.steps", steps, 1)
     replace = dataclasses.replace
-    predictor = replace(config.predictor, heads=config.predictor.heads or encoder.heads)
-    _at_least("predictor.depth", predictor.depth, 1)
-    _at_least("predictor.width", predictor.width, 1)
-    _divides("predictor.width", predictor.width, predictor.heads, "heads")
+    predictor = replace(
+        config.predictor,
+        depth=config.predictor.depth or PREDICTOR_DEPTHS.get(encoder.variant, 6),
+        heads=config.predictor.heads or encoder.heads,
+    )
+    at_least("predictor.depth", predictor.depth, 1)
+    at_least("predictor.width", predictor.width, 1)
+    divides("predictor.width", predictor.width, predictor.heads, "heads")
     if predictor.width % 4:
         raise ConfigError(
             "predictor.width", predictor.width, "divisible by 4, for the sin-cos position table"
@@ -208,7 +232,7 @@ def resolve(tree: Any) -> Config:
     optim = replace(config.optim, warmup_steps=config.optim.warmup_steps or max(1, steps // 10))
     loss = replace(
         config.loss,
-        distance=config.loss.distance or DISTANCES[config.objective],
+        distance=config.loss.distance or DISTANCES[config.objective][0],
         ramp_steps=config.loss.ramp_steps or optim.warmup_steps,
     )
     evaluation = replace(
@@ -216,19 +240,25 @@ def resolve(tree: Any) -> Config:
         every=config.eval.every or max(1, steps // 4),
         batch_size=config.eval.batch_size or config.train.batch_size,
     )
+    text = replace(
+        config.text,
+        frozen=config.text.frozen or ("no" if config.text.kind == "hashed" else "yes"),
+    )
     conditioner = (
-        replace(config.conditioner, kind="none")
-        if config.objective == "ijepa"
-        else config.conditioner
+        config.conditioner
+        if config.objective in CONDITIONED
+        else replace(config.conditioner, kind="none")
     )
     config = replace(
         config,
+        text=text,
         encoder=encoder,
         predictor=predictor,
         optim=optim,
         loss=loss,
         eval=evaluation,
         conditioner=conditioner,
+        tijepa=_resolve_crosser(config.tijepa, config.text.width),
     )
     _check_meaning(config)
     return config
@@ -246,30 +276,37 @@ def resume_diff(saved: dict[str, Any], config: Config) -> list[str]:
 
 
 def _resolve_encoder(encoder: EncoderConfig) -> EncoderConfig:
-    if encoder.variant:
-        one_of("encoder.variant", encoder.variant, VARIANTS)
-        preset = dict(
-            zip(("width", "depth", "heads", "mlp_width"), VARIANTS[encoder.variant], strict=True)
-        )
-        for name, value in preset.items():
-            given = getattr(encoder, name)
-            if given not in (0, value):
-                raise ConfigError(
-                    f"encoder.{name}",
-                    given,
-                    f"variant {encoder.variant!r} has {value}; set variant=''",
-                )
-        encoder = dataclasses.replace(encoder, **preset)
+    names = ("width", "depth", "heads", "mlp_width")
+    encoder = _from_variant("encoder", encoder, names, VARIANTS)
     for name in ("width", "depth", "heads", "patch_size", "image_size"):
-        _at_least(f"encoder.{name}", getattr(encoder, name), 1)
+        at_least(f"encoder.{name}", getattr(encoder, name), 1)
     encoder = dataclasses.replace(encoder, mlp_width=encoder.mlp_width or 4 * encoder.width)
-    _divides("encoder.image_size", encoder.image_size, encoder.patch_size, "patch_size")
-    _divides("encoder.width", encoder.width, encoder.heads, "heads")
+    divides("encoder.image_size", encoder.image_size, encoder.patch_size, "patch_size")
+    divides("encoder.width", encoder.width, encoder.heads, "heads")
     if encoder.width % 4:
         raise ConfigError(
             "encoder.width", encoder.width, "divisible by 4, for the sin-cos position table"
         )
     return encoder
+
+
+def _resolve_crosser(crosser: TIJepaConfig, text_width: int) -> TIJepaConfig:
+    crosser = _from_variant("tijepa", crosser, ("depth", "heads"), CROSSERS)
+    return dataclasses.replace(crosser, width=crosser.width or text_width)
+
+
+def _from_variant(section: str, values: Any, names: tuple, table: dict[str, tuple]) -> Any:
+    """Fills in what a named size stands for; values that contradict it are refused."""
+    if not values.variant:
+        return values
+    one_of(f"{section}.variant", values.variant, table)
+    preset = dict(zip(names, table[values.variant], strict=True))
+    for name, value in preset.items():
+        given = getattr(values, name)
+        if given not in (0, value):
+            rule = f"variant {values.variant!r} has {value}; set variant=''"
+            raise ConfigError(f"{section}.{name}", given, rule)
+    return dataclasses.replace(values, **preset)
 
 
 def _check_finite(config: Config) -> None:
@@ -285,7 +322,7 @@ def _check_meaning(config: Config) -> None:
         one_of(name, values[name], choices)
     for names, least in ((AT_LEAST_1, 1), (NOT_NEGATIVE, 0), (("text.vocabulary",), 3)):
         for name in names:
-            _at_least(name, values[name], least)
+            at_least(name, values[name], least)
     for name in POSITIVE:
         if values[name] <= 0:
             raise ConfigError(name, values[name], "above 0")
@@ -307,8 +344,11 @@ def _check_meaning(config: Config) -> None:
 
 
 def _check_relations(c: Config) -> None:
-    _divides("text.width", c.text.width, c.text.heads, "heads")
-    _divides("train.batch_size", c.train.batch_size, c.train.micro_batches, "micro_batches")
+    one_of("loss.distance", c.loss.distance, DISTANCES[c.objective])
+    divides("text.width", c.text.width, c.text.heads, "heads")
+    _check_text(c.text)
+    _check_conditioner(c.conditioner)
+    divides("train.batch_size", c.train.batch_size, c.train.micro_batches, "micro_batches")
     if c.data.kind != "shapes_world" and not c.data.path:
         rule = f"kind {c.data.kind!r} needs the folder of the data"
         raise ConfigError("data.path", c.data.path, rule)
@@ -318,6 +358,27 @@ def _check_relations(c: Config) -> None:
     if c.optim.warmup_steps >= c.train.steps * c.optim.schedule_scale and c.train.steps > 1:
         rule = f"below train.steps = {c.train.steps}"
         raise ConfigError("optim.warmup_steps", c.optim.warmup_steps, rule)
+    if c.objective in CHECKS:
+        CHECKS[c.objective](c)
+
+
+def _check_conditioner(conditioner: ConditionerConfig) -> None:
+    kind, defaults = conditioner.kind, ConditionerConfig()
+    for name, kinds in CONDITIONER_KEYS.items():
+        value, default = getattr(conditioner, name), getattr(defaults, name)
+        if kind not in (*kinds, "none") and value != default:
+            rule = f"{default!r} with kind {kind!r}; for {', '.join(kinds)} alone"
+            raise ConfigError(f"conditioner.{name}", value, rule)
+
+
+def _check_text(text: TextConfig) -> None:
+    if text.kind == "hashed" and text.path:
+        raise ConfigError("text.path", text.path, "kind 'hashed' reads no files; leave it empty")
+    if text.kind != "hashed" and not text.path:
+        raise ConfigError("text.path", text.path, f"kind {text.kind!r} needs it")
+    fixed = {"hashed": "no", "cached": "yes"}.get(text.kind, text.frozen)
+    if text.frozen != fixed:
+        raise ConfigError("text.frozen", text.frozen, f"kind {text.kind!r} allows {fixed!r} alone")
 
 
 def _check_range(name: str, value: tuple, upper: float | None) -> None:
@@ -331,13 +392,3 @@ def _check_range(name: str, value: tuple, upper: float | None) -> None:
         raise ConfigError(
             name, value, f"two numbers, 0 < low <= high{f' <= {upper:g}' if upper else ''}"
         )
-
-
-def _at_least(name: str, value: float, least: int) -> None:
-    if value < least:
-        raise ConfigError(name, value, f"at least {least}")
-
-
-def _divides(name: str, value: int, divisor: int, divisor_name: str) -> None:
-    if divisor < 1 or value % divisor:
-        raise ConfigError(name, value, f"a multiple of {divisor_name} = {divisor}")

@@ -7,7 +7,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-# width, depth, heads, hidden width of the MLP (I-JEPA's public code; "g" has ratio 48/11).
+# Encoder: width, depth, heads, hidden width of the MLP (I-JEPA's public code; "g" has ratio 48/11).
 VARIANTS: dict[str, tuple[int, int, int, int]] = {
     "Ti": (192, 12, 3, 768),
     "S": (384, 12, 6, 1536),
@@ -16,6 +16,12 @@ VARIANTS: dict[str, tuple[int, int, int, int]] = {
     "H": (1280, 32, 16, 5120),
     "g": (1408, 40, 16, 6144),
 }
+PREDICTOR_DEPTHS = {"Ti": 6, "S": 6, "B": 6, "L": 12, "H": 12, "g": 16}
+
+# depth, heads of TI-JEPA's crosser. Its authors' scripts run (4, 8) and (8, 12); which of them are
+# the paper's Small, Medium and Large is not published. Their hint for the middle, (6, 10), divides
+# none of their widths: 12 heads are our choice.
+CROSSERS: dict[str, tuple[int, int]] = {"small": (4, 8), "medium": (6, 12), "large": (8, 12)}
 
 
 def key(default: Any, doc: str) -> Any:
@@ -51,13 +57,29 @@ class DataConfig:
 class TextConfig:
     """Captions as arrays, and the tower that embeds them."""
 
-    kind: str = key("hashed", "text tower: hashed (built in, trained with the model)")
+    kind: str = key(
+        "hashed",
+        "text tower: hashed (built in, trained with the model); t5, bert or gte (pretrained); "
+        "cached (embeddings written by `jepa-vl data embed`)",
+    )
+    path: str = key(
+        "",
+        "pretrained tower: folder with config.json, safetensors and tokenizer, package:NAME of an "
+        "installed Python package, or hub:OWNER/MODEL; cached: the folder of the embeddings",
+    )
+    frozen: str = key("", "yes or no: is the tower left as it is? empty: all but hashed are")
+    weights_dtype: str = key(
+        "float32", "float32 or bfloat16: how the matrices of a frozen tower are stored"
+    )
+    cache_dtype: str = key(
+        "float16", "float16, bfloat16 or float32: how `jepa-vl data embed` stores embeddings"
+    )
     captions: int = key(4, "N, captions drawn an image and step, without replacement")
     words: int = key(16, "S, tokens a caption; longer ones are cut")
-    vocabulary: int = key(8192, "rows of the hashed word-piece embedding")
-    width: int = key(128, "E, width of a word embedding")
-    depth: int = key(1, "transformer blocks over the words of a caption")
-    heads: int = key(4, "attention heads of those blocks")
+    vocabulary: int = key(8192, "hashed: rows of the word-piece embedding")
+    width: int = key(128, "hashed: E, width of a word embedding")
+    depth: int = key(1, "hashed: transformer blocks over the words of a caption")
+    heads: int = key(4, "hashed: attention heads of those blocks")
 
 
 @dataclass(frozen=True)
@@ -83,7 +105,7 @@ class PredictorConfig:
     """The narrow transformer that predicts the features of masked patches."""
 
     width: int = key(384, "P, width of the predictor")
-    depth: int = key(6, "transformer blocks")
+    depth: int = key(0, "transformer blocks; 0: those of the variant (L, H: 12, g: 16), else 6")
     heads: int = key(0, "attention heads; 0: as many as the encoder's")
 
 
@@ -92,10 +114,63 @@ class ConditionerConfig:
     """How the predictor reads captions."""
 
     kind: str = key(
-        "word_attention", "how the predictor reads text: word_attention or none (I-JEPA)"
+        "word_attention",
+        "how the predictor reads text: word_attention, caption_attention (to the mean word), "
+        "adaln, feature (mean word at its input), sequence (words as tokens) or none (I-JEPA)",
     )
+    layers: str = key("all", "layers that read: all, or one, the middle one")
+    fusion: str = key("max", "of what is read in several captions: max, mean or attention")
+    pool: str = key("before_mlp", "captions are fused before_mlp or, dearer, after_mlp")
     mlp_ratio: float = key(4.0, "hidden over outer width of the conditioner's MLP")
     scale_logits: bool = key(False, "divide the attention logits by sqrt(P); the paper does not")
+
+
+@dataclass(frozen=True)
+class FrozenConfig:
+    """Towers that an objective reads and never updates (TI-JEPA)."""
+
+    image: str = key(
+        "",
+        "workdir whose target encoder is the frozen image tower; random: an untrained one, for "
+        "tests and as a control",
+    )
+    text: str = key(
+        "random", "workdir whose text tower is the frozen one; random: an untrained one"
+    )
+
+
+@dataclass(frozen=True)
+class TIJepaConfig:
+    """TI-JEPA: the crosser, which lets image patches read the caption behind frozen towers."""
+
+    variant: str = key("small", "small, medium or large; empty: depth and heads as given")
+    width: int = key(0, "H, width of the crosser; 0: that of the words, as published")
+    depth: int = key(0, "blocks; filled in from the variant")
+    heads: int = key(0, "attention heads; filled in from the variant")
+    parity: bool = key(
+        False, "the public code with its defects: leaking context, token-axis text norm, shared LN"
+    )
+
+
+@dataclass(frozen=True)
+class CrossModalConfig:
+    """Cross-modal TI-JEPA: each modality predicts the other's latents."""
+
+    text_to_image: float = key(1.0, "w_TI, weight of predicting image latents from words")
+    image_to_text: float = key(1.0, "w_IT, weight of predicting word latents from patches")
+    context_fraction: float = key(
+        0.0, "share of the target modality's own tokens that the predictor sees too, below 1"
+    )
+    targets: str = key("tokens", "what is predicted: tokens, or pooled (their mean)")
+    energy_masks: int = key(4, "masks that an energy is averaged over where context_fraction > 0")
+
+
+@dataclass(frozen=True)
+class ContrastiveConfig:
+    """The contrastive control on the same towers."""
+
+    loss: str = key("clip", "clip (softmax over the batch) or siglip (a sigmoid for each pair)")
+    width: int = key(512, "width of the space that images and captions share")
 
 
 @dataclass(frozen=True)
@@ -103,12 +178,28 @@ class LossConfig:
     """The distance that is minimised, and the regularisers beside it."""
 
     distance: str = key(
-        "", "l2 (mean norm, TC-JEPA Eq. 1) or smooth_l1 (I-JEPA's code); empty: the objective's"
+        "",
+        "l2 (mean norm, TC-JEPA Eq. 1), smooth_l1 (I-JEPA's code), mse (also crossmodal's) or none "
+        "(contrastive); empty: the objective's",
     )
-    regulariser: str = key("paper", "on word-to-patch similarities: paper, centred or off")
+    target_norm: str = key("layer_norm", "of the features to predict: layer_norm or none")
+    regulariser: str = key("paper", "on word-to-patch similarities: paper, centred, entropy or off")
     sparse: float = key(0.1, "lambda, weight of L_sparse")
     consistency: float = key(0.5, "beta, weight of L_consistency")
     ramp_steps: int = key(0, "steps over which lambda and beta rise from 0; 0: the warm-up")
+
+
+@dataclass(frozen=True)
+class AntiCollapseConfig:
+    """Weights of terms that keep an encoder's features apart; see ``objectives.anticollapse``.
+
+    They compare the images of a micro-batch, over all devices.
+    """
+
+    variance: float = key(0.0, "of VICReg's hinge on the standard deviation of each channel")
+    covariance: float = key(0.0, "of VICReg's squared covariances of different channels")
+    rank: float = key(0.0, "of tr(C^2) / tr(C)^2, the inverse of an effective rank")
+    sigreg: float = key(0.0, "of LeJEPA's distance to an isotropic Gaussian")
 
 
 @dataclass(frozen=True)
@@ -213,13 +304,18 @@ class Config:
     """One run. Once resolved every value is final: checked, and filled in where it is derived."""
 
     seed: int = key(0, "of initialisation, data order, captions and masks")
-    objective: str = key("tcjepa", "ijepa or tcjepa")
+    objective: str = key("tcjepa", "ijepa, tcjepa, tijepa, crossmodal or contrastive")
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     text: TextConfig = dataclasses.field(default_factory=TextConfig)
     encoder: EncoderConfig = dataclasses.field(default_factory=EncoderConfig)
     predictor: PredictorConfig = dataclasses.field(default_factory=PredictorConfig)
     conditioner: ConditionerConfig = dataclasses.field(default_factory=ConditionerConfig)
+    frozen: FrozenConfig = dataclasses.field(default_factory=FrozenConfig)
+    tijepa: TIJepaConfig = dataclasses.field(default_factory=TIJepaConfig)
+    crossmodal: CrossModalConfig = dataclasses.field(default_factory=CrossModalConfig)
+    contrastive: ContrastiveConfig = dataclasses.field(default_factory=ContrastiveConfig)
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)
+    anticollapse: AntiCollapseConfig = dataclasses.field(default_factory=AntiCollapseConfig)
     masks: MasksConfig = dataclasses.field(default_factory=MasksConfig)
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)

@@ -7,6 +7,7 @@ of one.
 
 import math
 import re
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -24,12 +25,12 @@ BATCH = ("data", "fsdp")
 # Each parameter name matches exactly one row.
 PARAMETER_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"/patch_kernel$", (None, None, None, "embed")),
-    (r"/(q|k|v|fc1)/kernel$", ("embed", "hidden")),
+    (r"/(q|k|v|fc1|gate)/kernel$", ("embed", "hidden")),
     (r"/(out|fc2)/kernel$", ("hidden", "embed")),
-    (r"/(embed|project)/kernel$", (None, "embed")),
+    (r"/(embed|project|modulation)/kernel$", (None, "embed")),
     (r"/word_embedding$", ("vocabulary", None)),
-    (r"/word_position$", (None, None)),
-    (r"/mask_token$", (None,)),
+    (r"/(word_position|word_type|relative_bias|position)$", (None, None)),
+    (r"/(mask_token|cls|query)$", (None,)),
     (r"/(bias|scale|patch_bias)$", (None,)),
 )
 LOGICAL_TO_MESH: dict[str, str | tuple[str, ...]] = {
@@ -108,6 +109,16 @@ def state_shardings(state: PyTree, mesh: Mesh) -> PyTree:
     )
 
 
+def place(weights: PyTree, mesh: Mesh) -> PyTree:
+    """Puts host arrays, the same in all processes, where the table wants them."""
+
+    def put(name: str, leaf: Array) -> Array:
+        spec = NamedSharding(mesh, parameter_spec(name, leaf.shape, mesh))
+        return jax.make_array_from_callback(leaf.shape, spec, lambda part: leaf[part])
+
+    return tree.map_named(put, weights)
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Leading axis over data and fsdp."""
     return NamedSharding(mesh, P(BATCH))
@@ -124,6 +135,33 @@ def constrain(x: Array, *axes: str | None) -> Array:
     if mesh.empty:
         return x
     return jax.lax.with_sharding_constraint(x, _spec(axes, x.shape, mesh, ACTIVATION_TO_MESH))
+
+
+def sum_over_rows(function: Callable[..., PyTree], rows: PyTree, shared: PyTree) -> PyTree:
+    """Sums over the images of the global batch that need all of them: each device does its own.
+
+    Args:
+      function: ``(own, every, first, shared) -> sums``, a pytree of scalars over the own rows.
+        ``own`` and ``every`` are shaped as ``rows``, the rows of this device and those of all;
+        row 0 of ``own`` is row ``first`` of ``every``.
+      rows: arrays with the batch as leading axis, divisible by the devices along it.
+      shared: arrays that all devices hold whole.
+
+    Returns:
+      The sums over all rows. Without a mesh in context, or with one device along the batch, the
+      whole batch is one device's own.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = () if mesh.empty else tuple(name for name in BATCH if mesh.shape[name] > 1)
+    if not axes:
+        return function(rows, rows, 0, shared)
+
+    def local(own: PyTree, shared: PyTree) -> PyTree:
+        every = jax.tree.map(lambda x: jax.lax.all_gather(x, axes, tiled=True), own)
+        first = jax.lax.axis_index(axes) * jax.tree.leaves(own)[0].shape[0]
+        return jax.lax.psum(function(own, every, first, shared), axes)
+
+    return jax.shard_map(local, in_specs=(P(axes), P()), out_specs=P())(rows, shared)
 
 
 def replicated_excess(state: PyTree, mesh: Mesh, tolerance: float = 0.02) -> str:

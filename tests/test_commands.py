@@ -149,6 +149,18 @@ def test_the_report_leaves_out_text_where_none_is_read(tmp_path):
     assert json.loads((workdir / "result.json").read_text())["text_gain"] is None
 
 
+def test_a_conditioner_that_tells_no_words_apart_trains_and_is_reported_without_word_maps(tmp_path):
+    workdir = tmp_path / "adaln"
+    words = ["--config.train.steps=1", "--config.encoder.depth=1", "--config.predictor.depth=1"]
+    words += ["--config.conditioner.kind=adaln", "--config.anticollapse.rank=1"]
+    assert main(["train", "--config", TINY, "--workdir", str(workdir), SPREAD, *words]) == 0
+    assert headings(page(workdir)) == [
+        "Result", "Curves", "Masks", "Nearest neighbours", "Configuration",
+    ]  # fmt: skip
+    result = json.loads((workdir / "result.json").read_text())
+    assert isinstance(result["text_gain"], float) and result["dead_share"] is None
+
+
 def test_a_finished_run_is_resumed_and_another_configuration_refused(run, capsys):
     before = (run / "metrics.jsonl").read_text()
     assert main([*TRAIN, str(run), SPREAD]) == 0

@@ -14,7 +14,7 @@ from jepa_vl.cli.main import main
 from jepa_vl.data import sources
 from jepa_vl.evaluators import REGISTRY
 from jepa_vl.training.checkpoint import load
-from tests.test_cli import SPREAD, TRAIN, refused
+from tests.test_cli import SPREAD, TINY, TRAIN, refused
 from tests.tiny import tiny
 
 TRAINING = ("--config.eval.k=10", "--config.eval.train_images=64", "--config.train.steps=3")
@@ -57,6 +57,32 @@ def test_the_offline_vote_equals_the_loops_on_the_same_images(workdir, newest):
     assert score(newest, "knn", "k10") == online["target"]
     assert score(newest, "knn", "k10", "pixels") == online["pixels"]
     assert score(untrained, "knn", "k10") == online["untrained"]
+
+
+@pytest.mark.parametrize(
+    ("objective", "pooled"),
+    [
+        ("ijepa", "after the final LayerNorm"),
+        ("tijepa", "of the crosser, which reads no caption and has no final LayerNorm"),
+        ("crossmodal", "after the final LayerNorm"),
+        ("contrastive", "after the final LayerNorm"),
+    ],
+)
+def test_every_other_objective_is_measured_through_the_encoder_that_its_loop_measures(
+    objective, pooled, tmp_path
+):
+    argv = ["train", "--config", f"{TINY}:objective={objective}", "--workdir", str(tmp_path)]
+    assert main([*argv, SPREAD, *TRAINING]) == 0
+    online = json.loads((tmp_path / "result.json").read_text())["knn"]
+    names = ("--name", "knn")
+    page = evaluate(tmp_path, *names, file="eval_3_target.json")
+    untrained = evaluate(tmp_path, *names, "--step", "0", file="eval_0_target.json")
+    context = evaluate(tmp_path, *names, "--branch", "context", file="eval_3_context.json")
+    assert score(page, "knn", "k10") == online["target"]
+    assert score(untrained, "knn", "k10") == online["untrained"]
+    assert [len(x["results"]) for x in (page, untrained, context)] == [1, 1, 1]
+    assert page["objective"] == objective
+    assert page["results"][0]["protocol"]["pooling"] == f"mean over all patches, {pooled}"
 
 
 def test_every_result_states_its_whole_protocol(newest):

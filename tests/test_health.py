@@ -27,7 +27,7 @@ class Parts:
         self.state = train_state.create(config, self.objective, spec, self.mesh)
         train, held_out = sources.open_sources(config)
         encode = features.make_encode(self.objective.encoder, self.mesh)
-        self.health = Health(config, self.objective, self.mesh, held_out, encode)
+        self.health = Health(config, self.objective, {}, self.mesh, held_out, encode)
         self.knn = OnlineKnn(config, encode, train, held_out)
 
 

@@ -194,7 +194,7 @@ def test_workers_do_not_import_jax():
     batches = take(make_config(**{"data.workers": 2}), Probe(), 4)
     assert not any(batch["label"].any() for batch in batches)
     text = make_config().text
-    here = captions.encode_all([f"process {os.getpid()}"], text)["word_ids"]
+    here = captions.build(text).encode_all([f"process {os.getpid()}"])["word_ids"]
     assert not any((batch["word_ids"] == here).all(axis=(1, 2)).any() for batch in batches)
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from jepa_vl.data import captions, masking, shapes_world
 from jepa_vl.evaluators import wordmaps
+from jepa_vl.schema import TextConfig
 from tests.tiny import tiny
 
 
@@ -38,7 +39,7 @@ def test_similarities_return_to_the_patches_they_came_from(mode):
         "word_mask": np.ones((3, 2, 3), bool),
         "caption_mask": np.ones((3, 2), bool),
     }
-    maps = wordmaps.word_maps(Telling(), jnp.zeros(()), None, batch, plan, draws=60)
+    maps = wordmaps.word_maps(Telling(), jnp.zeros(()), None, {}, batch, plan, draws=60)
     grid = np.arange(plan.grid**2).reshape(plan.grid, plan.grid)
     expected = (
         grid + 1000 * np.arange(6).reshape(2, 3, 1, 1) + 100 * np.arange(3).reshape(-1, 1, 1, 1, 1)
@@ -55,13 +56,13 @@ def test_similarities_return_to_the_patches_they_came_from(mode):
 
 
 def test_word_pieces_become_one_map():
-    text = "the checkered, crescent"
-    assert len(captions.pieces(text)) == 4  # checkere ##d
+    text, reader = "the checkered, crescent", captions.CaptionReader(TextConfig(words=5))
+    assert len(reader.tokens(text)) == 4  # checkere ##d
     maps = np.arange(5, dtype=np.float32)[:, None, None] * np.ones((5, 2, 2), np.float32)
-    words, merged = wordmaps.by_word(text, maps)
+    words, merged = wordmaps.by_word(reader, text, maps)
     assert words == ["the", "checkered", "crescent"]
     np.testing.assert_array_equal(merged[:, 0, 0], [0, 1.5, 3])
-    cut, merged = wordmaps.by_word(text, maps[:2])
+    cut, merged = wordmaps.by_word(reader, text, maps[:2])
     assert cut == ["the", "checkered"] and merged.shape == (2, 2, 2)
 
 

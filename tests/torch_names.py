@@ -49,3 +49,23 @@ def predictor(weights, depth):
         "norm": _norm(weights, "predictor_norm"),
         "project": _dense(weights, "predictor_proj"),
     }
+
+
+def crosser(weights, depth):
+    """Weights of TI-JEPA's text-to-image crosser as our ``crosser`` subtree, in parity mode."""
+    tree = {"project": _dense(weights, "vision_proj"), "norm": _norm(weights, "vision_norm")}
+    for i in range(depth):
+        name, theirs = f"blocks.{i}", ("query", "key", "value", "proj")
+        tree[f"block_{i}"] = {
+            "norm1": _norm(weights, f"{name}.norm1"),
+            "attn": {
+                our: _dense(weights, f"{name}.cross_attn.{their}")
+                for our, their in zip(("q", "k", "v", "out"), theirs, strict=True)
+            },
+            "norm2": _norm(weights, f"{name}.norm2"),
+            "mlp": {
+                "fc1": _dense(weights, f"{name}.mlp.fc1"),
+                "fc2": _dense(weights, f"{name}.mlp.fc2"),
+            },
+        }
+    return tree

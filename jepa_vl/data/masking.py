@@ -176,12 +176,35 @@ def production_masks(plan: MaskPlan, rng: np.random.Generator) -> dict[str, Arra
     return {"ctx_idx": context[chosen].astype(np.int32), "tgt_idx": tgt_idx.astype(np.int32)}
 
 
+def draw(plan: MaskPlan, batch: int, rng: np.random.Generator) -> dict[str, Array]:
+    """Masks of several images, in the plan's mode and with its static shapes.
+
+    Args:
+      plan: from :func:`plan_masks`.
+      batch: B; in reference mode the masks depend on it.
+      rng: a generator for the whole batch.
+
+    Returns:
+      ``ctx_idx``: int32 [B, K], ``tgt_idx``: int32 [B, M, C]; in reference mode also ``ctx_valid``
+      and ``tgt_valid``, bool, False where padded.
+    """
+    if plan.mode == "reference":
+        return pad_reference(plan, reference_masks(plan, batch, rng))
+    rows = [production_masks(plan, rng) for _ in range(batch)]
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def mark_padding(masks: dict[str, Array], name: str) -> Array:
+    """``ctx`` or ``tgt`` indices of a batch, int, -1 where they are padding: for people."""
+    return np.where(masks.get(f"{name}_valid", True), masks[f"{name}_idx"], -1)
+
+
 def coverage(ctx_idx: Array, tgt_idx: Array, grid: int) -> tuple[Array, Array]:
     """How often each patch is visible, and how often it is a target, over a batch of images.
 
     Args:
-      ctx_idx: int [B, K].
-      tgt_idx: int [B, M, C].
+      ctx_idx: int [B, K]; negative ones are padding.
+      tgt_idx: int [B, M, C], likewise.
       grid: G.
 
     Returns:
@@ -189,6 +212,6 @@ def coverage(ctx_idx: Array, tgt_idx: Array, grid: int) -> tuple[Array, Array]:
       images where the block holds it.
     """
     images, blocks = tgt_idx.shape[:2]
-    seen = np.bincount(ctx_idx.ravel(), minlength=grid * grid) / images
-    wanted = np.bincount(tgt_idx.ravel(), minlength=grid * grid) / (images * blocks)
+    seen = np.bincount(ctx_idx[ctx_idx >= 0], minlength=grid * grid) / images
+    wanted = np.bincount(tgt_idx[tgt_idx >= 0], minlength=grid * grid) / (images * blocks)
     return seen.reshape(grid, grid), wanted.reshape(grid, grid)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from jepa_vl.config import Config, ConfigError, reads_text
-from jepa_vl.data import captions, masking, transforms, worker
+from jepa_vl.data import captions, masking, tokenizers, transforms, worker
 from jepa_vl.data.sources import Source
 from jepa_vl.shapes import Array
 
@@ -27,7 +27,7 @@ class TrainElement:
 
     def __init__(self, config: Config, source: Source):
         self.source, self.data, self.size = source, config.data, config.encoder.image_size
-        self.text = config.text if reads_text(config) else None
+        self.captions = captions.build(config.text) if reads_text(config) else None
         self.plan = masking.plan_masks(config)
 
     def __call__(self, element: dict[str, int], rng: np.random.Generator) -> Batch:
@@ -45,8 +45,8 @@ class TrainElement:
         if self.plan.mode == "production":
             out.update(masking.production_masks(self.plan, rng))
         # Last, so that runs with and without text see the same crops and masks.
-        if self.text is not None:
-            out.update(captions.encode(record["captions"], self.text, rng))
+        if self.captions is not None:
+            out.update(self.captions.encode(record["captions"], rng))
         out["label"] = np.int32(record["label"])
         out["index"] = np.int64(element["index"])
         out["position"] = np.int64(element["position"])
@@ -64,8 +64,7 @@ class ReferenceMasks:
     def __call__(self, index: int, batch: Batch) -> Batch:
         """``index`` counts batches from the start step."""
         rng = np.random.default_rng([REFERENCE_SEED, self.seed, self.start + index])
-        masks = masking.reference_masks(self.plan, self.batch, rng)
-        masks = masking.pad_reference(self.plan, masks)
+        masks = masking.draw(self.plan, self.batch, rng)
         return {**batch, **{name: array[self.part] for name, array in masks.items()}}
 
 
@@ -148,8 +147,9 @@ def make_batches(
     Returns:
       Batches with b = batch_size / hosts: ``image`` uint8 [b, H, W, 3]; ``ctx_idx`` int32 [b, K];
       ``tgt_idx`` int32 [b, M, C]; in mask mode reference also ``ctx_valid`` bool [b, K] and
-      ``tgt_valid`` bool [b, M, C]; where the objective reads text ``word_ids`` int32 [b, N, S],
-      ``word_mask`` bool [b, N, S], ``caption_mask`` bool [b, N]; ``label`` int32 [b], -1 for none;
+      ``tgt_valid`` bool [b, M, C]; where the objective reads text ``word_ids`` int32 [b, N, S], or
+      from a cache ``word_states`` [b, N, S, E], ``word_mask`` bool [b, N, S], ``caption_mask`` bool
+      [b, N]; ``label`` int32 [b], -1 for none;
       ``index`` int64 [b], in the source; ``position`` int64 [b], in the infinite order.
 
     Raises:
@@ -173,14 +173,16 @@ def eval_batches(
       As :func:`make_batches` without ``position``, and ``valid`` bool [b], False for repeats.
     """
     plan = masking.plan_masks(config)
+    reader = captions.build(config.text) if reads_text(config) else None
     indices = np.asarray(indices, np.int64)
 
     def load(index: int) -> Batch:
         record = source[index]
         image = transforms.centre_crop(record["image"], config.encoder.image_size, record["key"])
-        out = {"image": image, **_eval_masks(plan, np.random.default_rng([config.seed, index]))}
-        if reads_text(config):
-            out.update(captions.encode_all(record["captions"], config.text))
+        masks = masking.draw(plan, 1, np.random.default_rng([config.seed, index]))
+        out = {"image": image, **{name: array[0] for name, array in masks.items()}}
+        if reader is not None:
+            out.update(reader.encode_all(record["captions"]))
         return {**out, "label": np.int32(record["label"]), "index": np.int64(index)}
 
     with ThreadPoolExecutor(config.data.threads) as pool:
@@ -192,13 +194,6 @@ def eval_batches(
             yield {**batch, "valid": valid}
 
 
-def _eval_masks(plan: masking.MaskPlan, rng: np.random.Generator) -> Batch:
-    if plan.mode == "production":
-        return masking.production_masks(plan, rng)
-    padded = masking.pad_reference(plan, masking.reference_masks(plan, 1, rng))
-    return {name: array[0] for name, array in padded.items()}
-
-
 def describe(config: Config, source: Source) -> dict[str, Any]:
     """What the order of batches depends on: the data item of a checkpoint."""
     return {
@@ -207,6 +202,7 @@ def describe(config: Config, source: Source) -> dict[str, Any]:
         "global_batch": config.train.batch_size,
         "name": source.name,
         "images": len(source),
+        **(tokenizers.describe(config.text) if reads_text(config) else {}),
     }
 
 

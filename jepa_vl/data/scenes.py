@@ -21,13 +21,13 @@ Colour = tuple[float, float, float]  # red, green, blue in [0, 1]
 
 # Pale, so that colour, which says nothing about the label, does not drown the textures.
 COLOURS: dict[str, Colour] = {
-    "red": (0.67, 0.56, 0.57),
-    "green": (0.57, 0.65, 0.58),
-    "blue": (0.56, 0.57, 0.67),
-    "yellow": (0.65, 0.63, 0.52),
-    "purple": (0.61, 0.55, 0.64),
-    "orange": (0.67, 0.60, 0.53),
-    "cyan": (0.53, 0.63, 0.64),
+    "red": (0.649, 0.572, 0.579),
+    "green": (0.579, 0.635, 0.586),
+    "blue": (0.572, 0.579, 0.649),
+    "yellow": (0.635, 0.621, 0.544),
+    "purple": (0.607, 0.565, 0.628),
+    "orange": (0.649, 0.60, 0.551),
+    "cyan": (0.551, 0.621, 0.628),
     "grey": (0.60, 0.60, 0.60),
 }
 TILES = {"fine": 16, "coarse": 12}  # of a mosaic, along a side

@@ -14,7 +14,7 @@ from jepa_vl.config import Config, ConfigError
 from jepa_vl.data import transforms
 from jepa_vl.data.sources import Source, labelled_indices
 from jepa_vl.evaluators.base import Extract, Features
-from jepa_vl.models.vit import ViT, last_layers
+from jepa_vl.models.vit import last_layers
 from jepa_vl.shapes import Array, PyTree
 from jepa_vl.sharding import batch_sharding, replicated
 
@@ -24,8 +24,8 @@ Encode = Callable[[PyTree, Array], Array]
 Batch = tuple[Array, Array]
 
 
-def make_encode(encoder: ViT, mesh: Mesh, layers: int = 1) -> Encode:
-    """Compiles average pooling over all patches of the last layers, after the final LayerNorm.
+def make_encode(encoder: Any, mesh: Mesh, layers: int = 1) -> Encode:
+    """Compiles average pooling over all patches of an objective's ``encoder``.
 
     Callers inside and outside the mesh's context share one compilation: it is entered here.
 

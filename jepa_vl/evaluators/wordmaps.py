@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jepa_vl.data import captions, masking
+from jepa_vl.data.captions import CaptionReader
 from jepa_vl.data.masking import MaskPlan
 from jepa_vl.shapes import Array, PyTree
 
@@ -36,6 +37,7 @@ def word_maps(
     objective: Any,
     params: PyTree,
     target: PyTree,
+    frozen: PyTree,
     batch: dict[str, Array],
     plan: MaskPlan,
     draws: int = 16,
@@ -45,19 +47,20 @@ def word_maps(
 
     Args:
       objective: one that reads text; ``loss`` gives ``aux["reading"]``.
-      params: of the objective; target: of its EMA encoder.
-      batch: ``image`` [B, H, W, 3], ``word_ids``, ``word_mask`` [B, N, S], ``caption_mask`` [B, N].
+      params: of the objective; target: of its EMA encoder; frozen: weights beside them.
+      batch: ``image`` [B, H, W, 3], the words in ``word_ids`` [B, N, S] or ``word_states``
+        [B, N, S, E], ``word_mask`` [B, N, S], ``caption_mask`` [B, N].
       plan: of the masks.
       draws: masks an image.
       seed: of the draws; image i of the batch gets the same masks whatever the image.
     """
     read, size = _reader(objective, plan.grid), len(batch["image"])
-    names = ("image", "word_ids", "word_mask", "caption_mask")
-    shown = {name: jnp.asarray(batch[name]) for name in names}
+    names = ("image", "word_ids", "word_states", "word_mask", "caption_mask")
+    shown = {name: jnp.asarray(batch[name]) for name in names if name in batch}
     total: Any = None
     for draw in range(draws):
-        masks = _draw(plan, size, np.random.default_rng([seed, draw]))
-        sums = jax.device_get(read(params, target, {**shown, **masks}))
+        masks = masking.draw(plan, size, np.random.default_rng([seed, draw]))
+        sums = jax.device_get(read(params, target, frozen, {**shown, **masks}))
         total = sums if total is None else jax.tree.map(np.add, total, sums)
     (at_context, context_count), (at_target, target_count) = total
 
@@ -74,13 +77,6 @@ def word_maps(
     )
 
 
-def _draw(plan: MaskPlan, size: int, rng: np.random.Generator) -> dict[str, Array]:
-    if plan.mode == "reference":
-        return masking.pad_reference(plan, masking.reference_masks(plan, size, rng))
-    rows = [masking.production_masks(plan, rng) for _ in range(size)]
-    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-
-
 @functools.lru_cache(maxsize=2)
 def _reader(objective: Any, grid: int) -> Callable[..., Any]:
     """Compiles one pass: sums and counts on the grid, at context and at target tokens."""
@@ -93,8 +89,9 @@ def _reader(objective: Any, grid: int) -> Callable[..., Any]:
         sums = sums.at[rows, index].add(values * weight[..., None, None])
         return sums, jnp.zeros(sums.shape[:2]).at[rows, index].add(weight)
 
-    def read(params: PyTree, target: PyTree, batch: dict[str, Array]) -> Any:
-        _, _, aux = objective.loss(params, target, {}, batch, jax.random.key(0), jnp.float32(1))
+    def read(params: PyTree, target: PyTree, frozen: PyTree, batch: dict[str, Array]) -> Any:
+        key, ramp = jax.random.key(0), jnp.float32(1)
+        _, _, aux = objective.loss(params, target, frozen, batch, key, ramp)
         o = jnp.mean(aux["reading"].similarity, axis=0)  # [B, M, K + C, N, S]
         ctx_idx, tgt_idx = batch["ctx_idx"], batch["tgt_idx"]
         (b, k), m = ctx_idx.shape, tgt_idx.shape[1]
@@ -112,25 +109,29 @@ def _reader(objective: Any, grid: int) -> Callable[..., Any]:
     return jax.jit(read)
 
 
-def by_word(text: str, maps: Array) -> tuple[list[str], Array]:
+def by_word(reader: CaptionReader, text: str, maps: Array) -> tuple[list[str], Array]:
     """The words of a caption and their maps; a word of several pieces gets the mean of these.
 
     Args:
+      reader: of the captions.
       text: the caption.
       maps: [S, G, G], by piece; captions longer than S pieces lose their end.
 
     Returns:
-      W strings and [W, G, G].
+      W strings and [W, G, G]; a word without a piece of its own has a map of zeros.
     """
-    places = np.array([place for _, place in captions.pieces(text)[: len(maps)]], int)
-    words = captions.words(text)[: places.max(initial=-1) + 1]
+    owners = np.array([-1 if t.word is None else t.word for t in reader.tokens(text)], int)
+    owners = owners[: len(maps)]
+    words = captions.words(text)[: owners.max(initial=-1) + 1]
     if not words:
         return [], np.zeros((0, *maps.shape[1:]), np.float32)
-    return words, np.stack([maps[: len(places)][places == i].mean(0) for i in range(len(words))])
+    maps = maps[: len(owners)]
+    pieces = [np.flatnonzero(owners == i) for i in range(len(words))]
+    return words, np.stack([maps[p].sum(0) / max(1, len(p)) for p in pieces])
 
 
 def captions_shown(texts: Sequence[str], count: int) -> list[int]:
-    """Indices of the captions that ``captions.encode_all`` keeps, in its order."""
+    """Indices of the captions that ``CaptionReader.encode_all`` keeps, in its order."""
     return [i for i, text in enumerate(texts) if captions.words(text)][:count]
 
 

@@ -5,7 +5,7 @@ biases 0, LayerNorm (1, 0). The residual stream, norms, softmax and losses are f
 that of the matrix products.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from jepa_vl.models import fast
 from jepa_vl.shapes import Array
 from jepa_vl.sharding import constrain
 
-EPS = 1e-6  # of every affine LayerNorm (torch's default would be 1e-5)
+EPS = 1e-6  # of every affine LayerNorm that we train (torch's default would be 1e-5)
 INIT_STD = 0.02
 NORMAL = nn.initializers.normal(INIT_STD)
 
@@ -56,14 +56,25 @@ def gather(x: Array, index: Array) -> Array:
 
 
 class LayerNorm(nn.Module):
-    """Affine LayerNorm, eps 1e-6, computed and returned in float32."""
+    """Affine LayerNorm, computed and returned in float32."""
+
+    eps: float = EPS
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """[..., D] -> [..., D] float32."""
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
-        return layer_norm(x, EPS) * scale + bias
+        return layer_norm(x, self.eps) * scale + bias
+
+
+class Modulation(NamedTuple):
+    """What conditions the two LayerNorms of a block, [B, 1, D] each: LN(x) (1 + scale) + shift."""
+
+    scale1: Array
+    shift1: Array
+    scale2: Array
+    shift2: Array
 
 
 class Dense(nn.Module):
@@ -72,11 +83,12 @@ class Dense(nn.Module):
     features: int
     use_bias: bool = True
     dtype: Any = jnp.float32
+    init: Any = NORMAL
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """[..., I] -> [..., O]."""
-        kernel = self.param("kernel", NORMAL, (x.shape[-1], self.features))
+        kernel = self.param("kernel", self.init, (x.shape[-1], self.features))
         y = fast.dense(x.astype(self.dtype), kernel.astype(self.dtype))
         if self.use_bias:
             y = y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
@@ -119,16 +131,17 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two-layer MLP with exact GELU: [..., D] -> [..., D] in ``dtype``."""
+    """Two-layer MLP with exact GELU, in ``dtype``."""
 
     hidden: int
     dtype: Any = jnp.float32
+    features: int = 0  # O; 0: as many as come in
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """[..., D] -> [..., D]."""
+        """[..., D] -> [..., O]."""
         y = fast.gelu(Dense(self.hidden, dtype=self.dtype, name="fc1")(x))
-        return Dense(x.shape[-1], dtype=self.dtype, name="fc2")(y)
+        return Dense(self.features or x.shape[-1], dtype=self.dtype, name="fc2")(y)
 
 
 class Block(nn.Module):
@@ -139,11 +152,21 @@ class Block(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array, key_valid: Array | None = None, first_query: int = 0) -> Array:
+    def __call__(
+        self,
+        x: Array,
+        key_valid: Array | None = None,
+        first_query: int = 0,
+        modulation: Modulation | None = None,
+    ) -> Array:
         """[B, T, D] -> [B, T - first_query, D] float32; see :class:`Attention`."""
-        attended = Attention(self.heads, self.dtype, name="attn")(
-            LayerNorm(name="norm1")(x), key_valid, first_query
-        )
+        y = LayerNorm(name="norm1")(x)
+        if modulation is not None:
+            y = y * (1.0 + modulation.scale1) + modulation.shift1
+        attended = Attention(self.heads, self.dtype, name="attn")(y, key_valid, first_query)
         x = x[:, first_query:] + attended.astype(jnp.float32)
-        mlp = Mlp(self.mlp_width, self.dtype, name="mlp")(LayerNorm(name="norm2")(x))
+        y = LayerNorm(name="norm2")(x)
+        if modulation is not None:
+            y = y * (1.0 + modulation.scale2) + modulation.shift2
+        mlp = Mlp(self.mlp_width, self.dtype, name="mlp")(y)
         return constrain(x + mlp.astype(jnp.float32), "batch", None, "embed")

@@ -1,7 +1,8 @@
-"""The narrow predictor of I-JEPA, with an optional conditioner after each block."""
+"""The narrow predictor of I-JEPA, with places where a conditioner may let captions in."""
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
@@ -40,12 +41,12 @@ class Predictor(nn.Module):
         Args:
           context: [B, K, D] float32, features of the visible patches.
           ctx_idx: int32 [B, K]; tgt_idx: int32 [B, M, C].
-          words: embedded captions; None without a conditioner.
+          words: embedded captions; without them no conditioner is built.
           ctx_valid, tgt_valid: bool [B, K] and [B, M, C], where indices may be padding.
 
         Returns:
-          Prediction [B, M, C, D] float32, and the readings of all layers stacked on axis 0:
-          similarity [L, B, M, K + C, N, S], entropy [L, B, M, K + C, N]; None without words.
+          Prediction [B, M, C, D] float32, and the readings of the L layers that give one, stacked
+          on axis 0: similarity [L, B, M, K + C, N, S], entropy [L, B, M, K + C, N]; or None.
         """
         b, m, c = tgt_idx.shape
         sizes = check_shape("context", context, "B K _", B=b)
@@ -54,34 +55,38 @@ class Predictor(nn.Module):
         table = jnp.asarray(sincos_table(width, self.grid))
         mask_token = self.param("mask_token", NORMAL, (width,))
 
+        at_input, inside = conditioner.build(
+            ConditionerConfig(kind="none") if words is None else self.conditioner,
+            self.config.depth,
+            self.similarity,
+            self.dtype,
+        )
         visible = Dense(width, dtype=self.dtype, name="embed")(context).astype(jnp.float32)
         visible = visible + table[ctx_idx]
         masked = mask_token + table[tgt_idx]
         copies = jnp.broadcast_to(visible[:, None], (b, m, k, width))
-        x = jnp.concatenate([copies, masked], axis=2).reshape(b * m, k + c, width)
-        key_valid = None
+        valid = None
         if ctx_valid is not None and tgt_valid is not None:
-            copies = jnp.broadcast_to(ctx_valid[:, None], (b, m, k))
-            key_valid = jnp.concatenate([copies, tgt_valid], axis=2).reshape(b * m, k + c)
+            valid = jnp.broadcast_to(ctx_valid[:, None], (b, m, k))
+            valid = jnp.concatenate([valid, tgt_valid], axis=2)
+        x, valid = at_input.prepare(jnp.concatenate([copies, masked], axis=2), valid, words)
+        key_valid = None if valid is None else valid.reshape(b * m, -1)
 
         readings = []
-        for i in range(self.config.depth):
-            last = i == self.config.depth - 1
+        for i, reader in enumerate(inside):
+            x = x.reshape(b * m, -1, width)
             # Nobody reads the last block's context rows, unless a conditioner regularises them.
-            first_query = k if last and words is None else 0
-            block = Block(self.config.heads, 4 * width, self.dtype, name=f"block_{i}")
-            x = block(x, key_valid, first_query)
-            reader = conditioner.build(
-                self.conditioner, self.similarity, self.dtype, name=f"conditioner_{i}"
+            only_block = i == len(inside) - 1 and not reader.reads
+            modulation = jax.tree.map(
+                lambda s: jnp.repeat(s, m, axis=0), reader.modulate(words, width)
             )
-            if reader is not None and words is not None:
-                x, reading = reader(x.reshape(b, m * (k + c), width), words)
-                x = x.reshape(b * m, k + c, width)
-                readings.append(Reading(*(r.reshape(b, m, k + c, *r.shape[2:]) for r in reading)))
+            block = Block(self.config.heads, 4 * width, self.dtype, name=f"block_{i}")
+            x = block(x, key_valid, x.shape[1] - c if only_block else 0, modulation)
+            x, reading = reader.read(x.reshape(b, m, -1, width), words)
+            if reading is not None:
+                readings.append(reading)
 
-        x = LayerNorm(name="norm")(x[:, -c:])
-        prediction = Dense(self.out_width, dtype=self.dtype, name="project")(x).astype(jnp.float32)
-        stacked = (
-            Reading(*(jnp.stack(r) for r in zip(*readings, strict=True))) if readings else None
-        )
-        return prediction.reshape(b, m, c, self.out_width), stacked
+        x = LayerNorm(name="norm")(x.reshape(b * m, -1, width)[:, -c:])
+        prediction = Dense(self.out_width, dtype=self.dtype, name="project")(x)
+        stacked = jax.tree.map(lambda *r: jnp.stack(r), *readings) if readings else None
+        return prediction.astype(jnp.float32).reshape(b, m, c, self.out_width), stacked

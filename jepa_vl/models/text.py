@@ -1,13 +1,21 @@
 """Text towers: token ids of captions -> word embeddings [B, N, S, E]."""
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jepa_vl.config import ConfigError
+from jepa_vl.models import bert, gte, t5, weights
 from jepa_vl.models.layers import NORMAL, Block, LayerNorm
+from jepa_vl.models.weights import Rule
+from jepa_vl.pretrained import locate, read_json
 from jepa_vl.schema import TextConfig
-from jepa_vl.shapes import Array, check_shape
+from jepa_vl.shapes import Array, PyTree, check_shape
+
+PATH = "text.path"
 
 
 class HashedText(nn.Module):
@@ -47,9 +55,75 @@ class HashedText(nn.Module):
         return LayerNorm(name="norm")(x).reshape(b, n, s, c.width)
 
 
-TOWERS = {"hashed": HashedText}
+class CachedText(nn.Module):
+    """Embeddings that were computed before training: what the batch brings, as float32."""
+
+    @nn.compact
+    def __call__(self, word_states: Array, word_mask: Array) -> Array:
+        """word_states [B, N, S, E] of any float type -> the same in float32."""
+        sizes = check_shape("word_mask", word_mask, "B N S")
+        check_shape("word_states", word_states, "B N S E", **sizes)
+        return word_states.astype(jnp.float32)
+
+
+class Family(NamedTuple):
+    """A kind of pretrained tower.
+
+    Attributes:
+      read_shape: config.json and (configuration key, path) to what ``encoder`` is built from.
+      encoder: the module's class.
+      rules: from the names in its files to ours.
+    """
+
+    read_shape: Callable[[dict[str, Any], tuple[str, str]], Any]
+    encoder: Callable[..., nn.Module]
+    rules: Sequence[Rule]
+
+
+FAMILIES = {
+    "t5": Family(t5.read_shape, t5.T5Encoder, t5.RULES),
+    "bert": Family(bert.read_shape, bert.BertEncoder, bert.RULES),
+    "gte": Family(gte.read_shape, gte.GteEncoder, gte.RULES),
+}
+
+
+def _pretrained(config: TextConfig, dtype: Any) -> nn.Module:
+    family, where = FAMILIES[config.kind], (PATH, config.path)
+    shape = family.read_shape(read_json(locate(config.path, PATH), "config.json", PATH), where)
+    positions = getattr(shape, "positions", config.words)
+    if config.words > positions:
+        rule = f"at most {positions}, the positions that {config.path} knows"
+        raise ConfigError("text.words", config.words, rule)
+    return family.encoder(shape, dtype)
+
+
+TOWERS: dict[str, Callable[[TextConfig, Any], nn.Module]] = {
+    "hashed": HashedText,
+    "cached": lambda config, dtype: CachedText(),
+    **dict.fromkeys(FAMILIES, _pretrained),
+}
 
 
 def build(config: TextConfig, dtype: Any = jnp.float32) -> nn.Module:
-    """The text tower of a resolved configuration."""
+    """The text tower of a resolved configuration; weights are not read yet.
+
+    Raises:
+      ConfigError: the folder of a pretrained tower is absent, or not of this kind.
+    """
     return TOWERS[config.kind](config, dtype)
+
+
+def load(config: TextConfig) -> PyTree:
+    """The weights of a pretrained tower: numpy arrays, matrices in ``text.weights_dtype``.
+
+    Trained towers are float32 whatever that says.
+
+    Raises:
+      ConfigError: the files do not fit; lists how.
+    """
+    folder, where = locate(config.path, PATH), (PATH, config.path)
+    ids = jax.ShapeDtypeStruct((1, 1, config.words), jnp.int32)
+    mask = jax.ShapeDtypeStruct(ids.shape, jnp.bool_)
+    like = weights.expected(build(config), ids, mask)
+    dtype = jnp.dtype(config.weights_dtype if config.frozen == "yes" else "float32")
+    return weights.load(folder, FAMILIES[config.kind].rules, like, where, dtype)

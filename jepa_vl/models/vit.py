@@ -1,6 +1,7 @@
 """The vision transformer: no class token, no dropout, a final LayerNorm on every token."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,12 +16,14 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-def normalise(images: Array) -> Array:
-    """uint8 [B, H, W, 3] -> float32, ImageNet mean and std; float input is returned as it is."""
+def normalise(
+    images: Array, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD
+) -> Array:
+    """uint8 [B, H, W, 3] -> float32 by mean and std of channels; floats are returned unchanged."""
     if images.dtype != jnp.uint8:
         return images
-    mean, std = np.array(IMAGENET_MEAN, np.float32), np.array(IMAGENET_STD, np.float32)
-    return (images.astype(jnp.float32) / 255.0 - mean) / std
+    centred = images.astype(jnp.float32) / 255.0 - np.array(mean, np.float32)
+    return centred / np.array(std, np.float32)
 
 
 def patchify(images: Array, patch: int) -> Array:
@@ -32,6 +35,8 @@ def patchify(images: Array, patch: int) -> Array:
 
 class ViT(nn.Module):
     """Encoder of I-JEPA (methods: Assran et al. 2023, public code)."""
+
+    FEATURES: ClassVar[str] = "after the final LayerNorm"  # what is said beside numbers of them
 
     image_size: int
     patch_size: int
@@ -67,10 +72,20 @@ class ViT(nn.Module):
             patches, position = gather(patches, ctx_idx), table[ctx_idx]
         flat = kernel.reshape(-1, self.width).astype(self.dtype)
         x = fast.dense(patches.astype(self.dtype), flat).astype(jnp.float32) + bias + position
+        self.sow("intermediates", "stream", x)  # kept for the two functions below alone
         for i in range(self.depth):
             block = Block(self.heads, self.mlp_width, self.dtype, name=f"block_{i}")
             x = block(x, ctx_valid)
+            self.sow("intermediates", "stream", x)
         return LayerNorm(name="norm")(x)
+
+
+def encode_with_stream(
+    encoder: ViT, params: PyTree, images: Array, ctx_idx: Array, ctx_valid: Array | None = None
+) -> tuple[Array, Array]:
+    """Visible patches with and without the final LayerNorm, [B, K, D] float32 each; see ViT."""
+    out, streams = _apply_keeping(encoder, params, images, ctx_idx, ctx_valid)
+    return out, streams[-1]
 
 
 def last_layers(encoder: ViT, params: PyTree, images: Array, layers: int) -> Array:
@@ -84,16 +99,16 @@ def last_layers(encoder: ViT, params: PyTree, images: Array, layers: int) -> Arr
     Returns:
       [B, T, layers * D] float32, the last block last, each after the final LayerNorm.
     """
-    kept: Any = encoder.apply(
-        {"params": params},
-        images,
-        capture_intermediates=lambda module, _: isinstance(module, Block),
-        mutable=["intermediates"],
-    )[1]
-    blocks = range(encoder.depth - layers, encoder.depth)
-    outputs = [kept["intermediates"][f"block_{i}"]["__call__"][0] for i in blocks]
-    norm: Any = LayerNorm().apply({"params": params["norm"]}, jnp.stack(outputs, axis=2))
+    _, streams = _apply_keeping(encoder, params, images)
+    last = jnp.stack(streams[-layers:], axis=2)
+    norm: Any = LayerNorm().apply({"params": params["norm"]}, last)
     return norm.reshape(*norm.shape[:2], -1)
+
+
+def _apply_keeping(encoder: ViT, params: PyTree, *args: Any) -> tuple[Array, tuple[Array, ...]]:
+    """The output; what enters the first block and leaves each, before the last norm; see ViT."""
+    out, kept = encoder.apply({"params": params}, *args, mutable=["intermediates"])
+    return out, kept["intermediates"]["stream"]  # pyright: ignore[reportReturnType]
 
 
 def build(config: EncoderConfig, dtype: Any = jnp.float32) -> ViT:

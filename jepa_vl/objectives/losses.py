@@ -5,6 +5,7 @@ import optax
 
 from jepa_vl.models import fast
 from jepa_vl.models.conditioner import Reading
+from jepa_vl.models.conditioner.similarity import normalised_entropy
 from jepa_vl.shapes import Array
 
 
@@ -18,7 +19,12 @@ def smooth_l1(prediction: Array, target: Array) -> Array:
     return jnp.mean(optax.huber_loss(prediction, target, delta=1.0), axis=-1)
 
 
-DISTANCES = {"l2": l2, "smooth_l1": smooth_l1}
+def mse(prediction: Array, target: Array) -> Array:
+    """Squared error, mean over channels: [..., D] -> [...]."""
+    return jnp.mean(jnp.square(prediction - target), axis=-1)
+
+
+DISTANCES = {"l2": l2, "smooth_l1": smooth_l1, "mse": mse}
 
 
 def masked_mean(x: Array, valid: Array | None) -> Array:
@@ -29,18 +35,47 @@ def masked_mean(x: Array, valid: Array | None) -> Array:
     return jnp.sum(x * weight) / jnp.maximum(jnp.sum(weight), 1.0)
 
 
+def row_mean(x: Array, valid: Array) -> Array:
+    """Mean of each row where valid: [B, T], bool [B, T] -> [B]; 0 where nothing is valid."""
+    weight = valid.astype(x.dtype)
+    return jnp.sum(x * weight, axis=-1) / jnp.maximum(jnp.sum(weight, axis=-1), 1.0)
+
+
+def _itself(similarity: Array) -> Array:
+    return similarity
+
+
+def _entropy(weights: Array) -> Array:
+    """Normalised entropy, as the one entry of the axis of words; each word has a weight above 0."""
+    return normalised_entropy(weights, jnp.sum(weights > 0, axis=-1))[..., None]
+
+
+# By loss.regulariser: what stands in L_sparse, whose sum over words is to be small. That of
+# ``entropy`` is a distribution p over words: its sum is 1 however sparse, its entropy is not.
+DENSITIES = {"paper": _itself, "centred": _itself, "entropy": _entropy, "off": _itself}
+
+
 def sparsity_terms(
-    reading: Reading, caption_mask: Array, token_valid: Array | None = None
+    reading: Reading,
+    caption_mask: Array,
+    token_valid: Array | None = None,
+    regulariser: str = "paper",
 ) -> tuple[Array, Array]:
     """L_sparse and L_consistency of TC-JEPA, each an average over an image's captions.
 
     Sums over words (padding is 0 already), then means over layers, over context and target tokens
     of all block copies, over the captions that an image has (the 1 / N of the total), over images.
 
+    With ``entropy`` L_sparse is the normalised entropy of p, in [0, 1]: 0 when a patch picks one
+    word. L_consistency is the L1 distance of p to its mean over layers, in [0, 2]: layers must
+    pick the same words. The distance of entropies would be 0 for layers that are equally sure of
+    different words.
+
     Args:
       reading: similarity float32 [L, B, M, T, N, S].
       caption_mask: bool [B, N].
       token_valid: optional bool [B, M, T].
+      regulariser: a name of :data:`DENSITIES`.
 
     Returns:
       Two scalars. Images without captions contribute 0 and count in the mean.
@@ -54,4 +89,4 @@ def sparsity_terms(
         per_token = jnp.einsum("lbmtns,bn->bmt", x, share) / x.shape[0]
         return masked_mean(per_token, token_valid)
 
-    return average(o), average(deviation)
+    return average(DENSITIES[regulariser](o)), average(deviation)

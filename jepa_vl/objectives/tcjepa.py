@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 
 from jepa_vl.config import Config, reads_text
-from jepa_vl.models import predictor, text, vit
-from jepa_vl.models.conditioner import Reading, Words
-from jepa_vl.objectives import losses
+from jepa_vl.models import conditioner, predictor, vit
+from jepa_vl.models.conditioner import Reading
+from jepa_vl.objectives import anticollapse, losses
 from jepa_vl.objectives.base import Batch, encode_targets, register, rescale_init, target_spread
+from jepa_vl.objectives.captions import CaptionTower
 from jepa_vl.shapes import Array, PyTree
 
 
@@ -18,15 +19,19 @@ from jepa_vl.shapes import Array, PyTree
 class TCJepa:
     """L = L_predict + ramp * (lambda / N sum L_sparse + beta / N sum L_consistency).
 
+    The terms of ``anticollapse`` are added where they have a weight.
+
     Parameters: ``encoder`` (the EMA target follows it), ``predictor`` with its conditioners,
-    ``text``.
+    ``text`` where that tower is trained.
     """
 
     def __init__(self, config: Config):
         """Builds the modules of a resolved configuration; allocates nothing."""
         dtype = jnp.dtype(config.train.dtype)
         self.config = config
-        self.reads_text = reads_text(config)
+        self.captions = CaptionTower(config) if reads_text(config) else None
+        kind = conditioner.CONDITIONERS[config.conditioner.kind]
+        self.maps_words = self.captions is not None and kind.word_level
         self.encoder = vit.build(config.encoder, dtype)
         self.predictor = predictor.Predictor(
             grid=config.encoder.grid,
@@ -36,20 +41,16 @@ class TCJepa:
             similarity=config.loss.regulariser,
             dtype=dtype,
         )
-        self.text = text.build(config.text, dtype)
-        self.distance = losses.DISTANCES[config.loss.distance]
 
     def init(self, rng: Array, batch: Batch) -> PyTree:
-        """Parameters, float32: {encoder, predictor} and, where captions are read, {text}."""
+        """Parameters, float32: {encoder, predictor} and, where a text tower is trained, {text}."""
         keys = jax.random.split(rng, 3)
         images, ctx_idx, tgt_idx = batch["image"], batch["ctx_idx"], batch["tgt_idx"]
         params = {"encoder": self.encoder.init(keys[0], images)["params"]}
         words = None
-        if self.reads_text:
-            ids, mask = batch["word_ids"], batch["word_mask"]
-            states, variables = self.text.init_with_output(keys[2], ids, mask)
-            params["text"] = variables["params"]
-            words = Words(states, mask, batch["caption_mask"])
+        if self.captions is not None:
+            text, words = self.captions.init(keys[2], batch)
+            params |= text
         context = jnp.zeros((*ctx_idx.shape, self.config.encoder.width))
         variables = self.predictor.init(keys[1], context, ctx_idx, tgt_idx, words)
         params |= {"predictor": variables["params"]}
@@ -59,40 +60,61 @@ class TCJepa:
         """The encoder."""
         return params["encoder"]
 
+    def encoder_params(self, target: PyTree, frozen: PyTree) -> PyTree:
+        """The target itself."""
+        del frozen
+        return target
+
+    def load_frozen(self) -> PyTree:
+        """The text tower, where it is pretrained and left as it is."""
+        return self.captions.load_frozen() if self.captions is not None else {}
+
+    def load_initial(self) -> PyTree:
+        """The text tower, where it is pretrained and trained further."""
+        return self.captions.load_initial() if self.captions is not None else {}
+
     def loss(
         self, params: PyTree, target: PyTree, frozen: PyTree, batch: Batch, rng: Array, ramp: Array
     ) -> tuple[Array, dict[str, Array], PyTree]:
         """See :class:`jepa_vl.objectives.base.Objective`; aux: prediction, targets, reading."""
-        del frozen, rng  # neither dropout nor frozen towers here
         ctx_valid, tgt_valid = batch.get("ctx_valid"), batch.get("tgt_valid")
-        targets = encode_targets(self.encoder, target, batch["image"], batch["tgt_idx"])
-        context = self.encoder.apply(
-            {"params": params["encoder"]}, batch["image"], batch["ctx_idx"], ctx_valid
+        targets = encode_targets(
+            self.encoder, target, batch["image"], batch["tgt_idx"], self.config.loss.target_norm
         )
-        words = self.words(params, batch) if self.reads_text else None
+        context, stream = vit.encode_with_stream(
+            self.encoder, params["encoder"], batch["image"], batch["ctx_idx"], ctx_valid
+        )
+        words = self.captions.words(params, frozen, batch) if self.captions is not None else None
         predicted: Any = self.predictor.apply(
             {"params": params["predictor"]},
             context, batch["ctx_idx"], batch["tgt_idx"], words, ctx_valid, tgt_valid,
         )  # fmt: skip
         prediction, reading = predicted
-        predict = losses.masked_mean(self.distance(prediction, targets), tgt_valid)
-        metrics = {"loss/predict": predict, "target_std": target_spread(targets)}
-        total = predict
+        apart = {
+            f"distance/{name}": losses.masked_mean(distance(prediction, targets), tgt_valid)
+            for name, distance in losses.DISTANCES.items()
+        }
+        predict = apart[f"distance/{self.config.loss.distance}"]
+        collapse, terms = anticollapse.penalty(self.config.anticollapse, stream, ctx_valid, rng)
+        metrics = {"loss/predict": predict, "target_std": target_spread(targets)} | apart | terms
+        total = predict + collapse
         if reading is not None:
             valid = _token_valid(ctx_valid, tgt_valid)
-            sparse, consistency = losses.sparsity_terms(reading, batch["caption_mask"], valid)
-            metrics |= {"loss/sparse": sparse, "loss/consistency": consistency}
-            metrics |= reading_metrics(reading, batch)
-            if self.config.loss.regulariser != "off":
-                weights = self.config.loss.sparse, self.config.loss.consistency
-                total = total + ramp * (weights[0] * sparse + weights[1] * consistency)
+            regulariser, terms = self.regularise(reading, batch, valid)
+            total, metrics = total + ramp * regulariser, metrics | terms
         metrics["loss"] = total
         return total, metrics, {"prediction": prediction, "targets": targets, "reading": reading}
 
-    def words(self, params: PyTree, batch: Batch) -> Words:
-        """Embeds the captions of a batch."""
-        states = self.text.apply({"params": params["text"]}, batch["word_ids"], batch["word_mask"])
-        return Words(states, batch["word_mask"], batch["caption_mask"])
+    def regularise(
+        self, reading: Reading, batch: Batch, token_valid: Array | None
+    ) -> tuple[Array, dict[str, Array]]:
+        """lambda * L_sparse + beta * L_consistency, 0 where they are off, and what they measure."""
+        c, captions = self.config.loss, batch["caption_mask"]
+        sparse, consistency = losses.sparsity_terms(reading, captions, token_valid, c.regulariser)
+        metrics = {"loss/sparse": sparse, "loss/consistency": consistency}
+        weights = (0.0, 0.0) if c.regulariser == "off" else (c.sparse, c.consistency)
+        total = weights[0] * sparse + weights[1] * consistency
+        return total, metrics | reading_metrics(reading, batch)
 
 
 def _token_valid(ctx_valid: Array | None, tgt_valid: Array | None) -> Array | None:

@@ -13,7 +13,10 @@ from jepa_vl.report.page import Section, render_page
 from jepa_vl.training import metrics
 
 CURVES = {
-    "loss and its parts": ["loss", "loss/predict", "loss/sparse", "loss/consistency"],
+    "loss and its parts": [
+        "loss", "loss/predict", "loss/sparse", "loss/consistency", "loss/text_to_image",
+        "loss/image_to_text",
+    ],
     "kNN accuracy, held out": ["knn/target", "knn/untrained", "knn/pixels"],
     "text gain": ["text_gain"],
     "held-out prediction loss": ["held_out_loss"],
@@ -21,7 +24,13 @@ CURVES = {
         "dead_share", "dead_share/context", "dead_share/target",
     ],
     "attention entropy (1: all words alike)": ["attention_entropy"],
-    "spread of the targets (0: collapse)": ["target_std"],
+    "spread of the targets (0: collapse)": [
+        "target_std", "target_std/image", "target_std/text",
+    ],
+    "terms against collapse": [
+        "anticollapse/variance", "anticollapse/covariance", "anticollapse/rank",
+        "anticollapse/sigreg",
+    ],
     "RankMe of pooled features": ["rankme/target", "rankme/context"],
     "distance of encoder and target": ["ema_drift"],
     "gradient norm": ["grad_norm"],

@@ -45,6 +45,7 @@ def sections(run: Any, data: dict[str, Any]) -> list[Section]:
         run.objective,
         run.state.params,
         run.state.target,
+        run.frozen,
         plan=plan,
         draws=DRAWS,
     )
@@ -69,12 +70,12 @@ def _maps(run: Any, draw: Any) -> Section:
 def _figures(run: Any, index: int, image: Array, heat: Array) -> list[tuple[bytes, str]]:
     record = run.held_out.annotate(index) if hasattr(run.held_out, "annotate") else {}
     texts = (record or run.held_out[index])["captions"]
-    out = []
+    out, reader = [], captions.build(run.config.text)
     kept = enumerate(wordmaps.captions_shown(texts, len(heat)))
     # Some data sets repeat a caption with other punctuation.
     different = {tuple(captions.words(texts[caption])): (row, caption) for row, caption in kept}
     for row, caption in list(different.values())[:CAPTIONS]:
-        words, maps = wordmaps.by_word(texts[caption], heat[row])
+        words, maps = wordmaps.by_word(reader, texts[caption], heat[row])
         boxes = None
         if record:
             named = record["word_objects"][caption][: len(words)]
@@ -118,12 +119,13 @@ def _pointing(run: Any, draw: Any, data: dict[str, Any]) -> Section:
 def _score(run: Any, index: int, maps: WordMaps, other: Array) -> list[dict[str, Any]]:
     """For each word of an image that names an object: who points at it."""
     record, grid = run.held_out.annotate(index), run.config.encoder.grid
-    out = []
+    out, reader = [], captions.build(run.config.text)
     for row, caption in enumerate(wordmaps.captions_shown(record["captions"], len(other))):
         text, named = record["captions"][caption], record["word_objects"][caption]
-        words, both = wordmaps.by_word(text, maps.both[row])
+        words, both = wordmaps.by_word(reader, text, maps.both[row])
         context, target, elsewhere = (
-            wordmaps.by_word(text, part[row])[1] for part in (maps.context, maps.target, other)
+            wordmaps.by_word(reader, text, part[row])[1]
+            for part in (maps.context, maps.target, other)
         )
         for i, word in enumerate(words):
             mask = record["mask"] == named[i]

@@ -8,14 +8,14 @@ import jax
 import numpy as np
 
 from jepa_vl import objectives, sharding
-from jepa_vl.config import Config, reads_text
-from jepa_vl.data import pipeline, sources
+from jepa_vl.config import Config, reads_masks
+from jepa_vl.data import masking, pipeline, sources
 from jepa_vl.data.sources import Source
 from jepa_vl.evaluators import features
 from jepa_vl.report import figures, grounding
 from jepa_vl.report.page import Section
 from jepa_vl.schema import MeshConfig
-from jepa_vl.shapes import Array
+from jepa_vl.shapes import Array, PyTree
 from jepa_vl.training import checkpoint
 from jepa_vl.training.state import TrainState
 
@@ -33,6 +33,7 @@ class Loaded:
     state: TrainState
     step: int
     objective: Any
+    frozen: PyTree
     train: Source
     held_out: Source
 
@@ -65,9 +66,11 @@ def sections(workdir: Path, data: dict[str, Any]) -> tuple[list[Section], int]:
     """
     config, state, step = checkpoint.load(workdir)
     train, held_out = sources.open_sources(config)
-    run = Loaded(config, state, step, objectives.build(config), train, held_out)
-    out = [_masks(run)]
-    if reads_text(config):
+    objective = objectives.build(config)
+    frozen = jax.device_put(objective.load_frozen())
+    run = Loaded(config, state, step, objective, frozen, train, held_out)
+    out = [_masks(run)] if reads_masks(config) else []
+    if getattr(run.objective, "maps_words", False):
         out += grounding.sections(run, data)
     return [*out, _neighbours(run)], step
 
@@ -76,18 +79,15 @@ def _rows(batches: list[dict[str, Array]], name: str) -> Array:
     return np.concatenate([batch[name][batch["valid"]] for batch in batches])
 
 
-def _padded(batches: list[dict[str, Array]], name: str) -> Array:
+def _indices(batches: list[dict[str, Array]], name: str) -> Array:
     """Indices of patches, -1 where they are padding."""
-    indices = _rows(batches, f"{name}_idx")
-    if f"{name}_valid" not in batches[0]:
-        return indices
-    return np.where(_rows(batches, f"{name}_valid"), indices, -1)
+    return np.concatenate([masking.mark_padding(b, name)[b["valid"]] for b in batches])
 
 
 def _masks(run: Loaded) -> Section:
     batches = run.read(run.held_out, run.spread(MASKED_IMAGES))
     images, grid = _rows(batches, "image"), run.config.encoder.grid
-    fig = figures.masks(images, _padded(batches, "ctx"), _padded(batches, "tgt"), grid)
+    fig = figures.masks(images, _indices(batches, "ctx"), _indices(batches, "tgt"), grid)
     text = (
         "The encoder sees the context alone; from it the predictor must tell the target encoder's "
         "features of each target block. Which patches of a block are kept is drawn at random."
@@ -102,10 +102,11 @@ def _neighbours(run: Loaded) -> Section:
     queries = run.spread(QUERIES)
     mesh = sharding.make_mesh(MeshConfig(), jax.local_devices()[:1])
     encode = features.make_encode(run.objective.encoder, mesh)
+    weights = run.objective.encoder_params(run.state.target, run.frozen)
 
     def unit(batches: list[dict[str, Array]]) -> Array:
         images, valid = [b["image"] for b in batches], [b["valid"] for b in batches]
-        return features.unit(features.pooled(encode, run.state.target, images, valid))
+        return features.unit(features.pooled(encode, weights, images, valid))
 
     asked = run.read(run.held_out, queries)
     library = run.read(run.train, searched)

@@ -21,7 +21,7 @@ from jepa_vl.shapes import Array, PyTree
 from jepa_vl.sharding import batch_sharding
 from jepa_vl.training.state import TrainState
 
-CAPTION_ARRAYS = ("word_ids", "word_mask", "caption_mask")
+CAPTION_ARRAYS = ("word_ids", "word_states", "word_mask", "caption_mask")
 HOST_ONLY = ("label", "index", "position", "valid")
 
 
@@ -42,30 +42,33 @@ class Health:
         self,
         config: Config,
         objective: Objective,
+        frozen: PyTree,
         mesh: Mesh,
         held_out: Source,
         encode: features.Encode,
     ):
         """Loads ``log.diagnostics_images`` held-out images, in chunks of a training batch."""
-        self.mesh, self.encode, self.objective = mesh, encode, objective
+        self.mesh, self.encode, self.objective, self.frozen = mesh, encode, objective, frozen
         self.reads_text = reads_text(config)
+        self.regularised = config.conditioner.kind != "none"
         size = config.train.batch_size
         count = max(size, config.log.diagnostics_images // size * size)
         indices = np.arange(count) % len(held_out)
         self.batches = list(pipeline.eval_batches(config, held_out, indices, size))
 
-        def parts(params: PyTree, target: PyTree, batch: Batch) -> Array:
+        def parts(params: PyTree, target: PyTree, frozen: PyTree, batch: Batch) -> Array:
             """L_predict, and the regularisers at full ramp: float32 [2]."""
             key, ramp = jax.random.key(0), jnp.ones(())
-            loss, metrics, _ = objective.loss(params, target, {}, batch, key, ramp)
+            loss, metrics, _ = objective.loss(params, target, frozen, batch, key, ramp)
             return jnp.stack([metrics["loss/predict"], loss - metrics["loss/predict"]])
 
         # One backward pass to compile for both parts. (jit of jax.jacrev gives wrong numbers here:
         # XLA:CPU of jaxlib 0.10.2 miscompiles the backward pass over two cotangents.)
-        def gradient_norm(params: PyTree, target: PyTree, batch: Batch, weights: Array) -> Array:
-            return optax.tree.norm(
-                jax.grad(lambda p: jnp.dot(weights, parts(p, target, batch)))(params)
-            )
+        def gradient_norm(
+            params: PyTree, target: PyTree, frozen: PyTree, batch: Batch, weights: Array
+        ) -> Array:
+            grad = jax.grad(lambda p: jnp.dot(weights, parts(p, target, frozen, batch)))(params)
+            return optax.tree.norm(grad)
 
         def drift(params: PyTree, target: PyTree) -> Array:
             gap = jax.tree.map(jnp.subtract, objective.target_of(params), target)
@@ -83,24 +86,31 @@ class Health:
           of another image minus that with its own, on the same masks.
           ``regulariser_gradient_ratio``: norm of the regularisers' gradient at full ramp over that
           of L_predict. ``rankme/target`` and ``rankme/context``: RankMe of pooled features
-          (n = ``rankme_images``). ``ema_drift``: relative distance between encoder and target.
+          (n = ``rankme_images``) of either encoder. ``ema_drift``: relative distance between
+          encoder and target.
         """
-        context, target = self.objective.target_of(state.params), state.target
+        online, target = self.objective.target_of(state.params), state.target
+        encoders = {
+            "target": self.objective.encoder_params(target, self.frozen),
+            "context": self.objective.encoder_params(online, self.frozen),
+        }
+        weights = state.params, target, self.frozen
         with jax.set_mesh(self.mesh):
             own, other, norms = [], [], []
             pooled = {"target": [], "context": []}
             for batch in self.batches:
                 placed = to_device(batch, self.mesh)
-                own.append(self._predict_loss(state.params, target, placed))
+                own.append(self._predict_loss(*weights, placed))
                 if self.reads_text:
-                    swapped = {n: np.roll(batch[n], 1, axis=0) for n in CAPTION_ARRAYS}
+                    there = [name for name in CAPTION_ARRAYS if name in batch]
+                    swapped = {name: np.roll(batch[name], 1, axis=0) for name in there}
                     swapped = placed | to_device(swapped, self.mesh)
-                    other.append(self._predict_loss(state.params, target, swapped))
-                pooled["target"].append(np.asarray(self.encode(target, batch["image"])))
-                pooled["context"].append(np.asarray(self.encode(context, batch["image"])))
-            if self.reads_text:  # one chunk tells the order of magnitude
+                    other.append(self._predict_loss(*weights, swapped))
+                for branch, encoder in encoders.items():
+                    pooled[branch].append(np.asarray(self.encode(encoder, batch["image"])))
+            if self.regularised:  # one chunk tells the order of magnitude
                 placed = to_device(self.batches[0], self.mesh)
-                norms = [self._gradient_norm(state.params, target, placed, w) for w in np.eye(2)]
+                norms = [self._gradient_norm(*weights, placed, w) for w in np.eye(2)]
             out: dict[str, Any] = {
                 "held_out_loss": float(np.mean([float(x) for x in own])),
                 "ema_drift": float(self._drift(state.params, target)),
@@ -110,6 +120,7 @@ class Health:
             out[f"rankme/{branch}"] = spectral.rankme(np.concatenate(parts))
         if self.reads_text:
             out["text_gain"] = float(np.mean([float(x) for x in other])) - out["held_out_loss"]
+        if self.regularised:
             ratio = float(norms[1]) / max(float(norms[0]), 1e-12)
             out["regulariser_gradient_ratio"] = ratio
         return out

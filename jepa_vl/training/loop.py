@@ -92,11 +92,12 @@ class Run:
             self.state = self.checkpoints.restore(self.start, like)
         else:
             self.state = train_state.create(config, objective, self.spec, mesh)
+        self.frozen = sharding.place(objective.load_frozen(), mesh)
         self.step = make_step(config, objective, mesh, like)
         self._greet()
         write_json(self.workdir / "config.json", self.meta)
         encode = features.make_encode(objective.encoder, mesh)
-        self.health = Health(config, objective, mesh, self.held_out, encode)
+        self.health = Health(config, objective, self.frozen, mesh, self.held_out, encode)
         self.knn = self._make_knn(encode)
         self.writer = MetricsWriter(self.workdir, self.start or -1, config.log.tensorboard)
 
@@ -117,7 +118,8 @@ class Run:
         if changed:
             rule = "holds a run of another configuration; take a new workdir, or undo:\n  "
             raise ConfigError("workdir", str(self.workdir), rule + "\n  ".join(changed))
-        self.seconds_before, self.compiles_before = data.pop("seconds"), data.pop("compiles")
+        spent = meta["spent"]
+        self.seconds_before, self.compiles_before = spent["seconds"], spent["compiles"]
         pipeline.check_resume(data, self.data)
         return step
 
@@ -127,6 +129,10 @@ class Run:
             f"({len(self.train_source)} images), {tree.count(self.state.params) / 1e6:.2f} M "
             f"parameters, mesh {dict(self.mesh.shape)}, workdir {self.workdir}"
         )
+        if self.frozen:
+            self.reporter.say(
+                f"{tree.count(self.frozen) / 1e6:.2f} M frozen parameters beside them"
+            )
         if self.start:
             self.reporter.say(f"resumed from the checkpoint of step {self.start}")
         excess = sharding.replicated_excess(self.state, self.mesh)
@@ -156,7 +162,8 @@ class Run:
         if step % self.config.log.diagnostics_every == 0 or step == self.total:
             out |= self.health.run(self.state)
         if self.knn is not None and (step % self.config.eval.every == 0 or step == self.total):
-            out["knn/target"] = self.knn.run(self.state.target)["knn"]
+            weights = self.objective.encoder_params(self.state.target, self.frozen)
+            out["knn/target"] = self.knn.run(weights)["knn"]
             if step == 0:
                 out["knn/pixels"] = self.knn.pixels()["knn"]
             self.reporter.say(f"step {step}: kNN of the target encoder {out['knn/target']:.3f}")
@@ -164,8 +171,8 @@ class Run:
 
     def save(self, step: int) -> None:
         """Writes the checkpoint of a step in the background."""
-        data = self.data | {"seconds": self.seconds(), "compiles": self.compiles()}
-        self.checkpoints.save(self.state, step, data, self.meta)
+        spent = {"seconds": self.seconds(), "compiles": self.compiles()}
+        self.checkpoints.save(self.state, step, self.data, self.meta | {"spent": spent})
 
     def train(self, stop: Stop) -> int:
         """Runs the steps that remain; returns the exit code."""
@@ -177,7 +184,7 @@ class Run:
         with stream, jax.set_mesh(self.mesh):
             for step in range(self.start + 1, self.total + 1):
                 batch = to_device(next(stream), self.mesh)
-                self.state, metrics = self.step(self.state, {}, batch)
+                self.state, metrics = self.step(self.state, self.frozen, batch)
                 self.done = step
                 images += config.train.batch_size
                 row: dict[str, Any] = {}
@@ -252,7 +259,9 @@ def _summarise(reporter: Reporter, result: dict[str, Any], workdir: Path) -> Non
         for name in ("target", "untrained", "pixels"):
             say(f"  {name:<10} {knn[name]:.3f}")
     if result["text_gain"] is not None:
-        say(f"text gain {result['text_gain']:+.4f}, dead share {result['dead_share']:.3f}")
+        say(f"text gain {result['text_gain']:+.4f}")
+    if result["dead_share"] is not None:
+        say(f"dead share {result['dead_share']:.3f}")
     ranks = result["rankme"]
     if ranks["end"] is not None:
         say(f"RankMe {ranks['start']:.1f} -> {ranks['end']:.1f} ({ranks['images']} images)")

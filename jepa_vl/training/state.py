@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 
 from jepa_vl import sharding
 from jepa_vl.config import Config, reads_text
+from jepa_vl.data import embeddings
 from jepa_vl.data.masking import plan_masks
 from jepa_vl.objectives import Objective
 from jepa_vl.objectives.base import Batch
@@ -54,7 +55,12 @@ def batch_spec(config: Config) -> Batch:
             spec[f"{name}_valid"] = jax.ShapeDtypeStruct(shape, jnp.bool_)
     if reads_text(config):
         words = (b, text.captions, text.words)
-        spec["word_ids"] = jax.ShapeDtypeStruct(words, jnp.int32)
+        if text.kind == "cached":
+            meta = embeddings.read_meta(text)
+            shape = (*words, meta["width"])
+            spec["word_states"] = jax.ShapeDtypeStruct(shape, jnp.dtype(meta["dtype"]))
+        else:
+            spec["word_ids"] = jax.ShapeDtypeStruct(words, jnp.int32)
         spec["word_mask"] = jax.ShapeDtypeStruct(words, jnp.bool_)
         spec["caption_mask"] = jax.ShapeDtypeStruct(words[:2], jnp.bool_)
     return spec
@@ -83,6 +89,9 @@ def create(config: Config, objective: Objective, batch: Batch, mesh: Mesh) -> Tr
 
     Args:
       batch: arrays or ShapeDtypeStructs of the global batch; only shapes are read.
+
+    Raises:
+      ConfigError: parts start from files, and these do not fit.
     """
     like = abstract(config, objective, batch, mesh)
     shardings = jax.tree.map(lambda x: x.sharding, like)
@@ -96,4 +105,9 @@ def create(config: Config, objective: Objective, batch: Batch, mesh: Mesh) -> Tr
     dtypes = {str(x.dtype) for x in jax.tree.leaves((state.params, state.target))}
     if dtypes != {"float32"}:
         raise TypeError(f"parameters and target are float32, got {sorted(dtypes)}")
-    return state
+    initial = sharding.place(objective.load_initial(), mesh)
+    if not initial:
+        return state
+    params = {**state.params, **initial}
+    target = jax.tree.map(jnp.copy, objective.target_of(params))
+    return dataclasses.replace(state, params=params, target=target)

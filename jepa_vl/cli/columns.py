@@ -1,7 +1,9 @@
-"""Aligned columns for the terminal."""
+"""Rows of text in columns."""
+
+from collections.abc import Collection, Sequence
 
 
-def columns(rows: list[tuple[str, ...]], right: tuple[int, ...] = ()) -> list[str]:
+def columns(rows: Sequence[tuple[str, ...]], right: Collection[int] = ()) -> list[str]:
     """Rows as aligned text; the columns in ``right`` end together."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return [

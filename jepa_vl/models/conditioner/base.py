@@ -1,0 +1,107 @@
+"""What a conditioner is: three places of the predictor where captions may enter."""
+
+from typing import Any, ClassVar, NamedTuple
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from jepa_vl.models.layers import Modulation
+from jepa_vl.shapes import Array
+
+
+class Words(NamedTuple):
+    """Embedded captions of a batch.
+
+    Attributes:
+      states: [B, N, S, E], word embeddings; padding holds anything.
+      word_mask: bool [B, N, S], True for words.
+      caption_mask: bool [B, N], True for captions that exist.
+    """
+
+    states: Array
+    word_mask: Array
+    caption_mask: Array
+
+    @property
+    def present(self) -> Array:
+        """bool [B, N, S]: words of captions that exist."""
+        return self.word_mask & self.caption_mask[..., None]
+
+
+class Reading(NamedTuple):
+    """What one conditioner saw; R runs over all tokens of all block copies of an image.
+
+    Attributes:
+      similarity: float32 [B, R, N, S], what the regularisers read, O of TC-JEPA: >= 0, and 0 at
+        padding.
+      entropy: float32 [B, R, N], of the attention over words, divided by log(number of words).
+    """
+
+    similarity: Array
+    entropy: Array
+
+
+class Conditioner(nn.Module):
+    """Reads nothing: I-JEPA. Other kinds override the hook of the place where they read.
+
+    Attributes:
+      mlp_ratio: hidden over outer width of the kind's MLP.
+      scale_logits: divide attention logits by sqrt(P).
+      fusion: of captions, a name of ``fusion.FUSIONS``.
+      pool: fuse captions before_mlp or after_mlp.
+      similarity: what the regularisers see, a name of ``similarity.SIMILARITIES``.
+      dtype: of matrix products.
+      at_input: one conditioner at the predictor's input instead of one in each layer.
+      reads: ``read`` uses every token, and gives a :class:`Reading`.
+      word_level: the reading tells words apart.
+    """
+
+    mlp_ratio: float = 4.0
+    scale_logits: bool = False
+    fusion: str = "max"
+    pool: str = "before_mlp"
+    similarity: str = "paper"
+    dtype: Any = jnp.float32
+
+    at_input: ClassVar[bool] = False
+    reads: ClassVar[bool] = False
+    word_level: ClassVar[bool] = False
+
+    def prepare(
+        self, x: Array, valid: Array | None, words: Words | None
+    ) -> tuple[Array, Array | None]:
+        """At the input.
+
+        Args:
+          x: [B, M, T, P] float32, context and mask tokens of each block copy.
+          valid: bool [B, M, T], False for padding; None: all valid.
+          words: see :class:`Words`; None where no text is read.
+
+        Returns:
+          Both again. Tokens that are added stand in front: the end is what is predicted.
+        """
+        return x, valid
+
+    def modulate(self, words: Words | None, width: int) -> Modulation | None:
+        """Scales and shifts [B, 1, P] for the LayerNorms of a block of this width; None: none."""
+        return None
+
+    def read(self, x: Array, words: Words | None) -> tuple[Array, Reading | None]:
+        """After a block.
+
+        Args:
+          x: [B, M, T, P] float32.
+          words: as for :meth:`prepare`.
+
+        Returns:
+          [B, M, T, P] float32; similarity [B, M, T, N, S] and entropy [B, M, T, N], or None.
+        """
+        return x, None
+
+
+def mean_words(words: Words) -> Array:
+    """Mean word embedding of each caption, [B, N, E] float32; 0 for captions that are missing."""
+    present = words.present[..., None]
+    # Not a product with the mask: what padding holds may not be finite.
+    total = jnp.sum(jnp.where(present, words.states, 0.0), axis=-2)
+    return total / jnp.maximum(jnp.sum(present, axis=-2), 1)

@@ -1,0 +1,23 @@
+"""Ablation of TC-JEPA: cross-attention to the mean-pooled caption vector."""
+
+from jepa_vl.models.conditioner.base import Reading, Words, mean_words
+from jepa_vl.models.conditioner.word_attention import WordAttention
+from jepa_vl.shapes import Array
+
+
+class CaptionAttention(WordAttention):
+    """Word attention to captions of one word, the mean of their words; S = 1 in the reading.
+
+    A softmax over one key is 1: every token reads W_V t, and its query acts through O alone. The
+    regularisers ``centred`` and ``entropy`` compare the words of a caption: here they are 0 or
+    constant.
+    """
+
+    word_level = False
+
+    def read(self, x: Array, words: Words | None) -> tuple[Array, Reading | None]:
+        """See :meth:`Conditioner.read`."""
+        assert words is not None
+        present = words.present.any(axis=-1)
+        pooled = Words(mean_words(words)[:, :, None], present[..., None], present)
+        return super().read(x, pooled)

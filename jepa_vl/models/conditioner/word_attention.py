@@ -1,0 +1,87 @@
+"""Sparse cross-attention to words in the predictor's layers (TC-JEPA, arXiv 2605.03245, Eq. 2)."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from jepa_vl.models.conditioner.base import Conditioner, Reading, Words
+from jepa_vl.models.conditioner.fusion import FUSIONS, Fuse
+from jepa_vl.models.conditioner.similarity import SIMILARITIES, normalised_entropy
+from jepa_vl.models.layers import Dense, LayerNorm, Mlp
+from jepa_vl.shapes import Array
+
+Finish = Callable[[Array], Array]
+
+
+def _before_mlp(finish: Finish, fuse: Fuse, x: Array, read: Array, captions: Array) -> Array:
+    """One MLP a token. Exact for the maximum and means: the residual is common to all captions."""
+    return finish(x + fuse(read, captions))
+
+
+def _after_mlp(finish: Finish, fuse: Fuse, x: Array, read: Array, captions: Array) -> Array:
+    """One MLP a token and caption."""
+    # An image without captions goes on with the first, which has read 0.
+    first = jnp.arange(captions.shape[-1]) == 0
+    captions = captions | (first & ~jnp.any(captions, axis=-1, keepdims=True))
+    return fuse(finish(x[:, :, None] + read), captions)
+
+
+POOLS = {"before_mlp": _before_mlp, "after_mlp": _after_mlp}
+
+
+class WordAttention(Conditioner):
+    """Each token attends to the words of each caption, then captions are fused (Eq. 2 to 4).
+
+    One head, no bias, no output projection; q is the plain output of the block; an MLP with
+    residual and a LayerNorm follow.
+    """
+
+    reads = True
+    word_level = True
+
+    @nn.compact
+    def __call__(self, x: Array, words: Words) -> tuple[Array, Reading]:
+        """Reads the captions.
+
+        Args:
+          x: [B, R, P] float32; keys and values are computed once an image.
+          words: see :class:`Words`.
+
+        Returns:
+          [B, R, P] float32, and the :class:`Reading`. An image without captions gets attention 0.
+        """
+        width = x.shape[-1]
+        t = words.states
+
+        def project(name: str, tokens: Array) -> Array:
+            return Dense(width, use_bias=False, dtype=self.dtype, name=name)(tokens)
+
+        q, k, v = project("q", x), project("k", t), project("v", t)
+        mask = words.present
+        # One product serves the softmax and the cosine; both are float32 (unscaled logits grow).
+        logits = jnp.einsum("brp,bnsp->brns", q, k).astype(jnp.float32)
+        scaled = logits * width**-0.5 if self.scale_logits else logits
+        # A finite floor: -inf would make the softmax of a missing caption NaN.
+        attention = jax.nn.softmax(jnp.where(mask[:, None], scaled, -1e9), axis=-1)
+        attention = attention * mask[:, None]
+        read = jnp.einsum("brns,bnsp->brnp", attention.astype(self.dtype), v).astype(jnp.float32)
+
+        mlp = Mlp(int(width * self.mlp_ratio), self.dtype, name="mlp")
+        norm = LayerNorm(name="norm")
+        x = POOLS[self.pool](
+            lambda y: norm(y + mlp(y).astype(jnp.float32)),
+            FUSIONS[self.fusion](), x, read, words.caption_mask,
+        )  # fmt: skip
+        keys, queries = k.astype(jnp.float32), q.astype(jnp.float32)
+        overlap = SIMILARITIES[self.similarity](logits, queries, keys, mask)
+        entropy = normalised_entropy(attention, jnp.sum(mask, axis=-1)[:, None])
+        return x, Reading(overlap, entropy)
+
+    def read(self, x: Array, words: Words | None) -> tuple[Array, Reading | None]:
+        """See :meth:`Conditioner.read`; all block copies of an image share keys and values."""
+        assert words is not None
+        b, m, t, width = x.shape
+        y, reading = self(x.reshape(b, m * t, width), words)
+        return y.reshape(x.shape), Reading(*(r.reshape(b, m, t, *r.shape[2:]) for r in reading))

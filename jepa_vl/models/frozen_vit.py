@@ -1,0 +1,297 @@
+"""Pretrained image towers: ViT, I-JEPA and DINOv2 of Hugging Face, and our own runs."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from jepa_vl import tree
+from jepa_vl.config import ConfigError, resolve
+from jepa_vl.models import fast, vit, weights
+from jepa_vl.models.layers import EPS, NORMAL, Attention, LayerNorm, Mlp, sincos_table
+from jepa_vl.models.weights import Rule, conv, dense, flat, norm, require
+from jepa_vl.pretrained import locate, read_json
+from jepa_vl.shapes import Array, PyTree, check_shape
+
+PREPROCESSOR = "preprocessor_config.json"
+
+
+class VitShape(NamedTuple):
+    """What a tower is built from.
+
+    Attributes:
+      grid: G, patches along a side.
+      cls: class tokens before the patches, 0 or 1.
+      layer_scale: whether branches are scaled channel by channel (DINOv2).
+      mean, std: of the pixels in [0, 1] that it was trained with.
+    """
+
+    grid: int
+    patch: int
+    width: int
+    depth: int
+    heads: int
+    hidden: int
+    eps: float
+    cls: int
+    layer_scale: bool
+    mean: tuple[float, float, float] = vit.IMAGENET_MEAN
+    std: tuple[float, float, float] = vit.IMAGENET_STD
+
+
+class Scale(nn.Module):
+    """LayerScale (arXiv 2103.17239): one factor a channel."""
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """[..., D] -> [..., D] float32."""
+        return x.astype(jnp.float32) * self.param("scale", nn.initializers.ones, (x.shape[-1],))
+
+
+class FrozenBlock(nn.Module):
+    """Pre-norm block like ``layers.Block``, with the tower's eps and perhaps LayerScale."""
+
+    shape: VitShape
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """[B, T, D] -> [B, T, D] float32."""
+        c = self.shape
+
+        def add(x: Array, y: Array, number: int) -> Array:
+            return x + (Scale(name=f"scale{number}")(y) if c.layer_scale else y.astype(jnp.float32))
+
+        attended = Attention(c.heads, self.dtype, name="attn")(LayerNorm(c.eps, name="norm1")(x))
+        x = add(x, attended, 1)
+        return add(x, Mlp(c.hidden, self.dtype, name="mlp")(LayerNorm(c.eps, name="norm2")(x)), 2)
+
+
+class FrozenViT(nn.Module):
+    """A ViT with learned positions; its parameters are those of ``vit.ViT`` and more."""
+
+    shape: VitShape
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: Array) -> Array:
+        """Encodes all patches.
+
+        Args:
+          images: [B, H, W, 3], uint8 or normalised float32; H = W = grid x patch.
+
+        Returns:
+          [B, T, D] float32, after the final LayerNorm; the class token is left out.
+        """
+        c = self.shape
+        side = c.grid * c.patch
+        check_shape("images", images, "B H W 3", H=side, W=side)
+        kernel = self.param("patch_kernel", NORMAL, (c.patch, c.patch, 3, c.width))
+        bias = self.param("patch_bias", nn.initializers.zeros, (c.width,))
+        position = self.param("position", NORMAL, (c.cls + c.grid**2, c.width))
+        patches = vit.patchify(vit.normalise(images, c.mean, c.std), c.patch).astype(self.dtype)
+        x = fast.dense(patches, kernel.reshape(-1, c.width).astype(self.dtype))
+        x = x.astype(jnp.float32) + bias
+        if c.cls:
+            first = jnp.broadcast_to(self.param("cls", NORMAL, (c.width,)), (len(x), 1, c.width))
+            x = jnp.concatenate([first, x], axis=1)
+        x = x + position.astype(jnp.float32)
+        for i in range(c.depth):
+            x = FrozenBlock(c, self.dtype, name=f"block_{i}")(x)
+        return LayerNorm(c.eps, name="norm")(x)[:, c.cls :]
+
+
+_VIT = r"(?:vit\.|ijepa\.|dinov2\.|backbone\.)?"
+_LAYER = _VIT + r"(?:encoder\.)?layers?\.(\d+)\."  # of transformers 4 and 5
+RULES = [
+    Rule(_VIT + r"embeddings\.cls_token", ("cls",), flat),
+    Rule(_VIT + r"embeddings\.position_embeddings", ("position",), flat),
+    Rule(_VIT + r"embeddings\.patch_embeddings\.projection\.weight", ("patch_kernel",), conv),
+    Rule(_VIT + r"embeddings\.patch_embeddings\.projection\.bias", ("patch_bias",)),
+    *dense(_LAYER + r"attention\.(?:attention\.query|q_proj)", r"block_\1/attn/q"),
+    *dense(_LAYER + r"attention\.(?:attention\.key|k_proj)", r"block_\1/attn/k"),
+    *dense(_LAYER + r"attention\.(?:attention\.value|v_proj)", r"block_\1/attn/v"),
+    *dense(_LAYER + r"attention\.(?:output\.dense|o_proj)", r"block_\1/attn/out"),
+    *norm(_LAYER + r"(?:layernorm_before|norm1)", r"block_\1/norm1"),
+    *norm(_LAYER + r"(?:layernorm_after|norm2)", r"block_\1/norm2"),
+    *dense(_LAYER + r"(?:intermediate\.dense|mlp\.fc1)", r"block_\1/mlp/fc1"),
+    *dense(_LAYER + r"(?:output\.dense|mlp\.fc2)", r"block_\1/mlp/fc2"),
+    Rule(_LAYER + r"layer_scale1\.lambda1", (r"block_\1/scale1/scale",)),
+    Rule(_LAYER + r"layer_scale2\.lambda1", (r"block_\1/scale2/scale",)),
+    *norm(_VIT + "layernorm", "norm"),
+    Rule(_VIT + r"(?:embeddings\.mask_token|pooler\..*)|classifier\..*"),
+]
+
+
+def read_shape(
+    config: dict[str, Any], preprocessor: dict[str, Any], where: tuple[str, str]
+) -> VitShape:
+    """Reads a config.json; pixels are normalised as preprocessor_config.json says, if it does.
+
+    Raises:
+      ConfigError: a variant that is not here.
+    """
+    covered = {
+        "model_type": ("vit", "ijepa", "dinov2"),
+        "hidden_act": ("gelu",),
+        "qkv_bias": (True,),
+        "use_swiglu_ffn": (False,),
+        "num_channels": (3,),
+    }
+    require(config, covered, where)
+    dino = config["model_type"] == "dinov2"
+    width = config["hidden_size"]
+    hidden = int(width * config.get("mlp_ratio", 4)) if dino else config["intermediate_size"]
+    mean = preprocessor.get("image_mean", vit.IMAGENET_MEAN)
+    std = preprocessor.get("image_std", vit.IMAGENET_STD)
+    return VitShape(
+        grid=config["image_size"] // config["patch_size"],
+        patch=config["patch_size"],
+        width=width,
+        depth=config["num_hidden_layers"],
+        heads=config["num_attention_heads"],
+        hidden=hidden,
+        eps=config.get("layer_norm_eps", 1e-6 if dino else 1e-12),
+        cls=0 if config["model_type"] == "ijepa" else 1,
+        layer_scale=dino,
+        mean=tuple(mean),
+        std=tuple(std),
+    )
+
+
+def resize_positions(table: Array, cls: int, grid: int) -> Array:
+    """Positions for another number of patches, as Hugging Face does it.
+
+    Bicubic (Keys, a = -0.75), samples at pixel centres, edges repeated, no antialiasing.
+
+    Args:
+      table: [cls + g * g, D].
+      cls: rows at the start that stay.
+      grid: G, wanted.
+
+    Returns:
+      [cls + G * G, D] float32.
+    """
+    first, rest = np.asarray(table[:cls], np.float32), np.asarray(table[cls:], np.float32)
+    old = round(len(rest) ** 0.5)
+    if old == grid:
+        return np.concatenate([first, rest])
+    centre = (np.arange(grid) + 0.5) * old / grid - 0.5
+    start = np.floor(centre).astype(int)
+    matrix = np.zeros((grid, old))
+    for tap in range(-1, 3):
+        x = np.abs(centre - start - tap)
+        near = (1.25 * x - 2.25) * x * x + 1
+        far = ((-0.75 * x + 3.75) * x - 6) * x + 3
+        column = np.clip(start + tap, 0, old - 1)
+        np.add.at(matrix, (np.arange(grid), column), np.where(x <= 1, near, far))
+    square = rest.reshape(old, old, -1).astype(np.float64)
+    square = np.einsum("ry,cx,yxd->rcd", matrix, matrix, square, optimize=True)
+    return np.concatenate([first, square.reshape(grid * grid, -1).astype(np.float32)])
+
+
+def build(path: str, key: str, image_size: int, dtype: Any = jnp.float32) -> FrozenViT:
+    """The tower that lies at a path, for square images of a size.
+
+    Args:
+      path: a Hugging Face folder, or the workdir of a run of ours; see ``pretrained.locate``.
+      key: configuration key of the path, for errors.
+      image_size: pixels, a multiple of the tower's patch.
+      dtype: of matrix products.
+
+    Raises:
+      ConfigError: no tower there, or the size does not fit.
+    """
+    shape = _shape(locate(path, key), (key, path))
+    if image_size % shape.patch:
+        raise ConfigError(key, path, f"{image_size} px is no multiple of its patch {shape.patch}")
+    return FrozenViT(shape._replace(grid=image_size // shape.patch), dtype)
+
+
+def load(path: str, key: str, module: FrozenViT, dtype: Any = jnp.float32) -> PyTree:
+    """Its weights, numpy arrays; matrices in ``dtype``, positions resized to the module's grid.
+
+    Raises:
+      ConfigError: the files do not fit; lists how.
+    """
+    folder, where = locate(path, key), (key, path)
+    native = FrozenViT(_shape(folder, where))
+    side = native.shape.grid * native.shape.patch
+    like = weights.expected(native, jax.ShapeDtypeStruct((1, side, side, 3), jnp.uint8))
+    if _is_run(folder):
+        params = _from_run(folder, like, where, dtype)
+    else:
+        params = weights.load(folder, RULES, like, where, dtype)
+    position = resize_positions(params["position"], native.shape.cls, module.shape.grid)
+    return {**params, "position": position.astype(dtype)}
+
+
+def as_vit(params: PyTree, grid: int, where: tuple[str, str]) -> PyTree:
+    """Parameters for ``vit.ViT``, whose positions are the fixed sin-cos table.
+
+    Args:
+      params: of a :class:`FrozenViT`, float32.
+      grid: G.
+      where: configuration key and path, for errors.
+
+    Raises:
+      ConfigError: it has a class token, LayerScale, or learned positions of its own.
+    """
+    foreign = [n for n in tree.flatten(params) if "/scale1/" in n or "/scale2/" in n or n == "cls"]
+    table = sincos_table(params["patch_bias"].size, grid)
+    if foreign or params["position"].shape != table.shape:
+        raise ConfigError(
+            *where, f"is no I-JEPA encoder: has {', '.join(foreign) or 'a [cls] row'}"
+        )
+    gap = float(np.max(np.abs(params["position"] - table)))
+    if gap > 1e-5:
+        raise ConfigError(*where, f"its positions are off the sin-cos table by {gap:.2g}")
+    return {name: value for name, value in params.items() if name != "position"}
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "checkpoints").is_dir()
+
+
+def _shape(folder: Path, where: tuple[str, str]) -> VitShape:
+    if not _is_run(folder):
+        there = (folder / PREPROCESSOR).is_file()
+        preprocessor = read_json(folder, PREPROCESSOR, where[0]) if there else {}
+        return read_shape(read_json(folder, "config.json", where[0]), preprocessor, where)
+    meta = _newest(folder, where) / "meta" / "metadata"
+    c = resolve(json.loads(meta.read_text())["config"]).encoder
+    return VitShape(
+        c.grid, c.patch_size, c.width, c.depth, c.heads, c.mlp_width, EPS, 0, layer_scale=False
+    )
+
+
+def _newest(workdir: Path, where: tuple[str, str]) -> Path:
+    steps = [p for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()]
+    if not steps:
+        raise ConfigError(*where, "holds no finished checkpoint")
+    return max(steps, key=lambda p: int(p.name))
+
+
+def _from_run(workdir: Path, like: PyTree, where: tuple[str, str], dtype: Any) -> PyTree:
+    """The target encoder of the newest checkpoint; nothing else of the state is read."""
+    import orbax.checkpoint as ocp
+
+    wanted = {name: value for name, value in like.items() if name != "position"}
+    state = _newest(workdir, where) / "state"
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        stored = checkpointer.metadata(state).item_metadata.tree["target"]
+        problems = tree.diff(wanted, stored)
+        if problems:
+            raise ConfigError(*where, "its target is no ViT:\n  " + "\n  ".join(problems[:12]))
+        kinds = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+        restore = ocp.args.PyTreeRestore(  # pyright: ignore[reportCallIssue]
+            item={"target": wanted}, restore_args={"target": kinds}, partial_restore=True
+        )
+        target = checkpointer.restore(state, args=restore)["target"]
+    grid = round(like["position"].shape[0] ** 0.5)
+    target = {**target, "position": sincos_table(like["position"].shape[1], grid)}
+    return jax.tree.map(lambda x: x.astype(dtype) if x.ndim > 1 else x, target)

@@ -1,0 +1,229 @@
+"""Cross-modal TI-JEPA: each modality predicts the other's latents; alignment without negatives."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jepa_vl.config import Config
+from jepa_vl.models import cross_predictor, text, vit
+from jepa_vl.objectives import losses
+from jepa_vl.objectives.base import Batch, register, rescale_init, tower_spread
+from jepa_vl.objectives.sides import TARGETS, Partial, Pure, Side, image_side, text_side
+from jepa_vl.shapes import Array, PyTree
+
+
+@register("crossmodal")
+class CrossModal:
+    """L = w_TI |g_TI(f_T(t)) - sg LN(EMA f_I(x))|^2 + w_IT |g_IT(f_I(x)) - sg LN(EMA f_T(t))|^2.
+
+    Squared errors are means over width and valid target tokens, then over pairs. A pair is an
+    image and one of its captions; an image with N captions is in N pairs.
+
+    Parameters: ``image`` and ``text`` (the EMA target follows both), and the predictors
+    ``to_image`` and ``to_text``.
+
+    Limits. Expected targets blur: detail that several captions of an image, or several images of
+    a caption, do not share is averaged away. Paired data is needed. A constant would minimise the
+    loss; what stands against it is the EMA with its stop-gradient, so stability rests on its
+    momentum (``optim.ema``): watch ``target_std`` of both towers.
+    """
+
+    def __init__(self, config: Config):
+        """Builds the modules of a resolved configuration; allocates nothing."""
+        dtype = jnp.dtype(config.train.dtype)
+        c = config.crossmodal
+        self.config = config
+        self.encoder = vit.build(config.encoder, dtype)
+        self.text = text.build(config.text, dtype)
+        predictor = functools.partial(
+            cross_predictor.CrossPredictor,
+            grid=config.encoder.grid,
+            words=config.text.words,
+            config=config.predictor,
+            dtype=dtype,
+        )
+        self.to_image = predictor(target="image", out_width=config.encoder.width)
+        self.to_text = predictor(target="text", out_width=config.text.width)
+        self.view = Partial(c.context_fraction) if c.context_fraction else Pure()
+        self.targets = TARGETS[c.targets]
+        # What is predicted from one side alone serves all pairs that this side is in.
+        self._pairwise = self.all_pairs_one_by_one if c.context_fraction else self.all_pairs
+        self.energy_masks = c.energy_masks if c.context_fraction else 1
+
+    def init(self, rng: Array, batch: Batch) -> PyTree:
+        """Parameters, float32: {image, text, to_image, to_text}."""
+        keys = jax.random.split(rng, 5)
+        ids, mask = batch["word_ids"], batch["word_mask"]
+        params = {
+            "image": self.encoder.init(keys[0], batch["image"])["params"],
+            "text": self.text.init(keys[1], ids, mask)["params"],
+        }
+        images, texts = self.sides(params, params, batch, keys[2])
+        images = self._repeat(images, ids.shape[1])
+        for key, name, source, own in (
+            (keys[3], "to_image", texts, images),
+            (keys[4], "to_text", images, texts),
+        ):
+            variables = getattr(self, name).init(key, source.tokens, own.own, own.query_idx)
+            params[name] = variables["params"]
+        return rescale_init(params, self.config.train.init)
+
+    def load_frozen(self) -> PyTree:
+        """Nothing is frozen."""
+        return {}
+
+    def load_initial(self) -> PyTree:
+        """Nothing starts from files."""
+        return {}
+
+    def target_of(self, params: PyTree) -> PyTree:
+        """Both towers."""
+        return {name: params[name] for name in ("image", "text")}
+
+    def encoder_params(self, target: PyTree, frozen: PyTree) -> PyTree:
+        """The image tower."""
+        del frozen
+        return target["image"]
+
+    def loss(
+        self, params: PyTree, target: PyTree, frozen: PyTree, batch: Batch, rng: Array, ramp: Array
+    ) -> tuple[Array, dict[str, Array], PyTree]:
+        """See :class:`jepa_vl.objectives.base.Objective`; aux: images, texts, the two sides."""
+        del frozen, ramp
+        images, texts = self.sides(params, target, batch, rng)
+        captions = batch["caption_mask"].shape[1]
+        to_image, to_text = self.errors(params, self._repeat(images, captions), texts)
+        pair = batch["caption_mask"].reshape(-1) & jnp.any(texts.tgt_valid, axis=-1)
+        parts = losses.masked_mean(to_image, pair), losses.masked_mean(to_text, pair)
+        total = self._weigh(*parts)
+        metrics = {
+            "loss": total,
+            "loss/predict": total,
+            "loss/text_to_image": parts[0],
+            "loss/image_to_text": parts[1],
+            "target_std/image": tower_spread(images.targets, images.tgt_valid),
+            "target_std/text": tower_spread(texts.targets, texts.tgt_valid),
+        }
+        return total, metrics, {"images": images, "texts": texts}
+
+    def sides(self, params: PyTree, target: PyTree, batch: Batch, rng: Array) -> tuple[Side, Side]:
+        """What both modalities bring to a pair: B images, and P = B * N captions.
+
+        A retrieval evaluator makes the sides of a whole data set batch by batch and hands them to
+        :meth:`all_pairs`.
+        """
+        keys = jax.random.split(rng)
+
+        def image(weights: PyTree, *args: Any) -> Any:
+            return self.encoder.apply({"params": weights}, *args)
+
+        def words(weights: PyTree, ids: Array, mask: Array) -> Array:
+            states: Any = self.text.apply({"params": weights}, ids, mask)
+            return states.reshape(-1, *states.shape[2:])
+
+        encode = (
+            functools.partial(image, params["image"]),
+            functools.partial(image, target["image"]),
+        )
+        images = image_side(*encode, batch["image"], self.view, self.targets, keys[0])
+        encode = functools.partial(words, params["text"]), functools.partial(words, target["text"])
+        mask = batch["word_mask"] & batch["caption_mask"][..., None]
+        texts = text_side(*encode, batch["word_ids"], mask, self.view, self.targets, keys[1])
+        return images, texts
+
+    def errors(self, params: PyTree, images: Side, texts: Side) -> tuple[Array, Array]:
+        """Squared errors of P pairs, text to image and image to text: float32 [P] each."""
+        to_image = self._predict(params, "to_image", texts, images)
+        to_text = self._predict(params, "to_text", images, texts)
+        return (
+            losses.row_mean(losses.mse(to_image, images.targets), images.tgt_valid),
+            losses.row_mean(losses.mse(to_text, texts.targets), texts.tgt_valid),
+        )
+
+    def energy(
+        self, params: PyTree, target: PyTree, frozen: PyTree, batch: Batch, rng: Array
+    ) -> Array:
+        """E of every image of the batch with every caption; low is compatible.
+
+        Args:
+          params, target, frozen, batch: as for :meth:`loss`.
+          rng: of the masks; E is the mean over ``crossmodal.energy_masks`` of them.
+
+        Returns:
+          [B, B * N] float32; columns of captions that are missing hold anything.
+        """
+        del frozen
+
+        def one(key: Array) -> Array:
+            return self._pairwise(params, *self.sides(params, target, batch, key))
+
+        return jnp.mean(jax.lax.map(one, jax.random.split(rng, self.energy_masks)), axis=0)
+
+    def all_pairs(self, params: PyTree, images: Side, texts: Side) -> Array:
+        """[B, P] energies by matrix products; exact where predictions know one side alone."""
+        to_image = self._predict(params, "to_image", texts, _first(images, texts))
+        to_text = self._predict(params, "to_text", images, _first(texts, images))
+        return self._weigh(
+            _pairwise_mse(images.targets, images.tgt_valid, to_image),
+            _pairwise_mse(texts.targets, texts.tgt_valid, to_text).T,
+        )
+
+    def all_pairs_one_by_one(self, params: PyTree, images: Side, texts: Side) -> Array:
+        """[B, P] energies, each image with all captions in turn; for predictions that know both."""
+        count = texts.targets.shape[0]
+
+        def row(image: Side) -> Array:
+            same = jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), image)
+            return self._weigh(*self.errors(params, same, texts))
+
+        return jax.lax.map(row, images)
+
+    def _predict(self, params: PyTree, name: str, source: Side, asked: Side) -> Array:
+        module: Callable[..., Any] = getattr(self, name).apply
+        return module({"params": params[name]}, source.tokens, asked.own, asked.query_idx)
+
+    def _weigh(self, to_image: Array, to_text: Array) -> Array:
+        c = self.config.crossmodal
+        return c.text_to_image * to_image + c.image_to_text * to_text
+
+    def _repeat(self, images: Side, captions: int) -> Side:
+        """One row a pair, in the order of the captions."""
+        return jax.tree.map(lambda x: jnp.repeat(x, captions, axis=0), images)
+
+
+def without_prior(energy: Array) -> Array:
+    """E(x, t) - mean of E(x', t) over the other images x': [B, P] -> [B, P].
+
+    A caption that is easy to predict is no better a match for that. Ranks captions of an image;
+    the order of the images of a caption stays.
+    """
+    count = energy.shape[0]
+    others = (jnp.sum(energy, axis=0) - energy) / jnp.maximum(count - 1, 1)
+    return energy - others
+
+
+def _first(side: Side, rows: Side) -> Side:
+    """What a side asks for, which is the same in all rows, for as many rows as another side has."""
+    count = rows.targets.shape[0]
+    return jax.tree.map(lambda x: jnp.broadcast_to(x[:1], (count, *x.shape[1:])), side)
+
+
+def _pairwise_mse(targets: Array, valid: Array, predictions: Array) -> Array:
+    """Mean over width and valid tokens of (target - prediction)^2, for all pairs.
+
+    Args:
+      targets: [A, C, D]; valid: bool [A, C].
+      predictions: [B, C, D].
+
+    Returns:
+      [A, B] float32.
+    """
+    weight = valid.astype(targets.dtype)
+    own = jnp.sum(jnp.square(targets) * weight[..., None], axis=(1, 2))
+    other = jnp.einsum("ac,bc->ab", weight, jnp.sum(jnp.square(predictions), axis=-1))
+    cross = jnp.einsum("acd,bcd->ab", targets * weight[..., None], predictions)
+    count = jnp.maximum(jnp.sum(weight, axis=1), 1.0) * targets.shape[-1]
+    return (own[:, None] + other - 2.0 * cross) / count[:, None]

@@ -1,0 +1,199 @@
+"""TI-JEPA (arXiv 2503.06380): masked features that have read the caption, behind frozen towers."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jepa_vl.config import Config
+from jepa_vl.models import crosser, frozen, predictor, text, vit
+from jepa_vl.models.layers import gather
+from jepa_vl.objectives import losses
+from jepa_vl.objectives.base import (
+    Batch,
+    as_targets,
+    pick_blocks,
+    register,
+    rescale_init,
+    target_spread,
+)
+from jepa_vl.shapes import Array, PyTree
+
+
+def encode_visible(image: vit.ViT, weights: PyTree, batch: Batch, full: Array) -> Array:
+    """Features [B, K, D] of the visible patches, which have seen no other."""
+    del full
+    seen: Any = image.apply(
+        {"params": weights}, batch["image"], batch["ctx_idx"], batch.get("ctx_valid")
+    )
+    return seen
+
+
+def take_visible(image: vit.ViT, weights: PyTree, batch: Batch, full: Array) -> Array:
+    """The public code's context: tokens [B, K, D] of a pass that saw the patches to predict."""
+    del image, weights
+    return gather(full, batch["ctx_idx"])
+
+
+def as_they_are(states: Array) -> Array:
+    """Words [B, S, E] as the tower gives them; the crosser normalises each one."""
+    return states
+
+
+def over_tokens(states: Array) -> Array:
+    """The public code's norm of [B, S, E]: along S, so that padding changes every word."""
+    norm = jnp.sqrt(jnp.sum(jnp.square(states), axis=1, keepdims=True) + 1e-24)
+    return states / norm
+
+
+class Code(NamedTuple):
+    """Where the published method and the public code part."""
+
+    visible: Callable[..., Array]
+    normalise: Callable[[Array], Array]
+
+
+CODES = {False: Code(encode_visible, as_they_are), True: Code(take_visible, over_tokens)}
+
+
+@register("tijepa")
+class TIJepa:
+    """L = smooth-L1(predictor(crosser(visible, text)), LN(EMA crosser(all patches, text))).
+
+    Parameters: ``crosser`` (the EMA target follows it) and ``predictor``, that of I-JEPA; frozen:
+    ``image`` and ``text``. The captions of an image are read as one text (published: one of them,
+    ``text.captions = 1``). Masks are those of I-JEPA, each target block a sequence of its own;
+    the public code draws one mask a batch and predicts the union of its blocks.
+
+    The public code has defects that are ours only with ``tijepa.parity``: the visible tokens come
+    out of a pass over the whole image; words are divided by their norm along the token axis; one
+    LayerNorm serves patches and words. Never ours: a target crosser that starts elsewhere and
+    keeps its dropout, schedules that do not advance, images without normalisation, He init.
+    """
+
+    def __init__(self, config: Config):
+        """Builds the modules of a resolved configuration; allocates nothing."""
+        dtype = jnp.dtype(config.train.dtype)
+        self.config = config
+        self.code = CODES[config.tijepa.parity]
+        self.image = vit.build(config.encoder, dtype)
+        self.text = text.build(config.text, dtype)
+        self.crosser = crosser.Crosser(config.tijepa, dtype)
+        self.encoder = crosser.CrossedImage(self.image, self.crosser, config.text.width)
+        self.predictor = predictor.Predictor(
+            grid=config.encoder.grid,
+            out_width=config.tijepa.width,
+            config=config.predictor,
+            conditioner=config.conditioner,
+            dtype=dtype,
+        )
+        self.distance = losses.DISTANCES[config.loss.distance]
+
+    def init(self, rng: Array, batch: Batch) -> PyTree:
+        """Parameters, float32: {crosser, predictor}."""
+        keys, c = jax.random.split(rng), self.config
+        ctx_idx, tgt_idx = batch["ctx_idx"], batch["tgt_idx"]
+        seen = jnp.zeros((*ctx_idx.shape, c.encoder.width))
+        words = jnp.zeros((len(ctx_idx), 1, c.text.width)), jnp.ones((len(ctx_idx), 1), bool)
+        crossed, variables = self.crosser.init_with_output(keys[0], seen, *words)
+        params = {"crosser": variables["params"]}
+        variables = self.predictor.init(keys[1], crossed, ctx_idx, tgt_idx)
+        return rescale_init(params | {"predictor": variables["params"]}, c.train.init)
+
+    def load_frozen(self) -> PyTree:
+        """{image, text}, from the workdirs that ``frozen`` names, or untrained."""
+        c = self.config
+        size, words = c.encoder.image_size, (1, c.text.captions, c.text.words)
+        image = jnp.zeros((1, size, size, 3), jnp.uint8)
+        ids, mask = jnp.zeros(words, jnp.int32), jnp.ones(words, bool)
+        keys = jax.random.split(jax.random.fold_in(jax.random.key(c.seed), 1))
+        inits = {
+            "image": lambda: self.image.init(keys[0], image)["params"],
+            "text": lambda: self.text.init(keys[1], ids, mask)["params"],
+        }
+        out = {}
+        for name, init in inits.items():
+            source = getattr(c.frozen, name)
+            if source == frozen.RANDOM:
+                out[name] = rescale_init(jax.jit(init)(), c.train.init)
+            else:
+                out[name] = frozen.from_workdir(source, name, jax.eval_shape(init))
+        return out
+
+    def load_initial(self) -> PyTree:
+        """Nothing starts from files."""
+        return {}
+
+    def target_of(self, params: PyTree) -> PyTree:
+        """The crosser."""
+        return params["crosser"]
+
+    def encoder_params(self, target: PyTree, frozen: PyTree) -> PyTree:
+        """Of the image tower and the crosser, which reads no caption in there."""
+        return {"image": frozen["image"], "crosser": target}
+
+    def loss(
+        self, params: PyTree, target: PyTree, frozen: PyTree, batch: Batch, rng: Array, ramp: Array
+    ) -> tuple[Array, dict[str, Array], PyTree]:
+        """See :class:`jepa_vl.objectives.base.Objective`; aux: prediction, targets."""
+        del rng, ramp  # neither dropout nor regularisers
+        full = self._image(frozen, batch)
+        visible = self.code.visible(self.image, frozen["image"], batch, full)
+        words, word_valid = self._words(frozen, batch)
+        aux = self.predict(params, target, (visible, full), (words, word_valid), batch)
+        distance = self.distance(aux["prediction"], aux["targets"])
+        total = losses.masked_mean(distance, batch.get("tgt_valid"))
+        metrics = {"loss": total, "loss/predict": total}
+        return total, metrics | {"target_std": target_spread(aux["targets"])}, aux
+
+    def predict(
+        self,
+        params: PyTree,
+        target: PyTree,
+        features: tuple[Array, Array],
+        words: tuple[Array, Array],
+        batch: Batch,
+    ) -> dict[str, Array]:
+        """Prediction and targets, float32 [B, M, C, H] each, from the towers' outputs.
+
+        Args:
+          params, target: as for :meth:`loss`.
+          features: [B, K, D] of the visible and [B, T, D] of all patches.
+          words: states [B, S, E] and bool [B, S].
+          batch: holds the masks.
+        """
+        visible, full = features
+        context = self.crosser.apply({"params": params["crosser"]}, visible, *words)
+        predicted: Any = self.predictor.apply(
+            {"params": params["predictor"]},
+            context, batch["ctx_idx"], batch["tgt_idx"], None,
+            batch.get("ctx_valid"), batch.get("tgt_valid"),
+        )  # fmt: skip
+        crossed: Any = self.crosser.apply({"params": target}, full, *words)
+        return {
+            "prediction": predicted[0],
+            "targets": pick_blocks(as_targets(crossed), batch["tgt_idx"]),
+        }
+
+    def features(self, target: PyTree, frozen: PyTree, batch: Batch) -> Array:
+        """Patches that have read their image's captions: float32 [B, T, H].
+
+        Their mean over patches is what the paper classifies sentiment from.
+        """
+        crossed: Any = self.crosser.apply(
+            {"params": target}, self._image(frozen, batch), *self._words(frozen, batch)
+        )
+        return crossed
+
+    def _image(self, frozen: PyTree, batch: Batch) -> Array:
+        full: Any = self.image.apply({"params": frozen["image"]}, batch["image"])
+        return full
+
+    def _words(self, frozen: PyTree, batch: Batch) -> tuple[Array, Array]:
+        """All captions of an image as one text: states [B, N * S, E], bool [B, N * S]."""
+        ids, mask = batch["word_ids"], batch["word_mask"]
+        states: Any = self.text.apply({"params": frozen["text"]}, ids, mask)
+        b, n, s, width = states.shape
+        valid = (mask & batch["caption_mask"][..., None]).reshape(b, n * s)
+        return self.code.normalise(states.reshape(b, n * s, width)), valid

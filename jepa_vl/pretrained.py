@@ -1,0 +1,119 @@
+"""Where pretrained files lie, and what names them: folders in Hugging Face's layout."""
+
+import functools
+import hashlib
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+from jepa_vl.config import ConfigError
+
+HUB, PACKAGE = "hub:", "package:"
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+# What the hub is asked for beside the weights; a model has some of them.
+EXTRAS = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt",
+    "spiece.model", "preprocessor_config.json",
+)  # fmt: skip
+CONTENT = ("*.json", "*.safetensors", "*.model", "*.txt")  # what a fingerprint covers
+
+
+@functools.lru_cache
+def locate(path: str, key: str) -> Path:
+    """The folder that a configuration names.
+
+    Args:
+      path: a folder; ``package:NAME`` for the weights that an installed Python package brings
+        along; ``hub:OWNER/MODEL`` for a model of the Hugging Face hub, downloaded into its cache.
+      key: configuration key of the path, for errors.
+
+    Raises:
+      ConfigError: no such folder or package, or the hub cannot be reached.
+    """
+    if path.startswith(HUB):
+        return _from_hub(path, key)
+    if path.startswith(PACKAGE):
+        return _from_package(path, key)
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        rule = f"no such folder (a model of the hub is spelled {HUB}OWNER/MODEL)"
+        raise ConfigError(key, path, rule)
+    return folder.resolve()
+
+
+def _from_package(path: str, key: str) -> Path:
+    """The one folder inside a package that holds a config.json beside weights."""
+    try:
+        spec = importlib.util.find_spec(path.removeprefix(PACKAGE))
+    except (ImportError, ValueError):
+        spec = None
+    roots = [Path(root) for root in (spec.submodule_search_locations or ())] if spec else []
+    if not roots:
+        raise ConfigError(key, path, "no such Python package is installed")
+    found = sorted(
+        config.parent
+        for root in roots
+        for config in root.rglob("config.json")
+        if any((config.parent / name).is_file() for name in (WEIGHTS, INDEX))
+    )
+    if len(found) != 1:
+        rule = f"must hold one folder with config.json and {WEIGHTS}, has {len(found)}"
+        raise ConfigError(key, path, rule)
+    return found[0]
+
+
+def _from_hub(path: str, key: str) -> Path:
+    """Downloads what is needed; what lies in the hub's cache is not asked for again."""
+    from transformers.utils.hub import cached_file
+
+    name = path.removeprefix(HUB)
+
+    def ask(file: str, needed: bool) -> str | None:
+        return cached_file(name, file, _raise_exceptions_for_missing_entries=needed)
+
+    try:
+        config = ask("config.json", True)
+        if config is None:  # that file alone raises no error when it is absent
+            raise OSError("no config.json")
+        index = None if ask(WEIGHTS, False) else ask(INDEX, True)
+        shards = json.loads(Path(index).read_text())["weight_map"].values() if index else ()
+        for shard in sorted(set(shards)):
+            ask(shard, True)
+        for extra in EXTRAS:
+            ask(extra, False)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        rule = f"cannot be had from the hub ({reason}); offline, give a folder"
+        raise ConfigError(key, path, rule) from error
+    return Path(config).parent
+
+
+def read_json(folder: Path, name: str, key: str) -> dict[str, Any]:
+    """A JSON file of a pretrained folder.
+
+    Raises:
+      ConfigError: it is absent or broken.
+    """
+    try:
+        return json.loads((folder / name).read_text())
+    except FileNotFoundError:
+        raise ConfigError(key, str(folder), f"holds no {name}") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(key, str(folder / name), f"cannot be read: {error}") from error
+
+
+@functools.lru_cache
+def fingerprint(path: str, key: str) -> str:
+    """16 hex digits of the bytes of weights, configuration and tokenizer, wherever they lie.
+
+    Raises:
+      ConfigError: see :func:`locate`.
+    """
+    folder = locate(path, key)
+    digest = hashlib.sha256()
+    for file in sorted({f for pattern in CONTENT for f in folder.glob(pattern)}):
+        with open(file, "rb") as stream:
+            content = hashlib.file_digest(stream, "sha256").hexdigest()
+        digest.update(f"{file.name}/{content}\n".encode())
+    return digest.hexdigest()[:16]
