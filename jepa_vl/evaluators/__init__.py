@@ -1,1 +1,6 @@
-"""Evaluators on frozen features; the loop, or a command, decides when they run."""
+"""What frozen features, spectra and word maps say of a model."""
+
+from jepa_vl.evaluators import fewshot as fewshot  # these register themselves
+from jepa_vl.evaluators import knn as knn
+from jepa_vl.evaluators import linear as linear
+from jepa_vl.evaluators.base import REGISTRY as REGISTRY

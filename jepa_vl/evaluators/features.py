@@ -1,6 +1,8 @@
 """Pooled features of data sets, from any encoder."""
 
-from collections.abc import Callable, Iterable
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -8,23 +10,36 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from jepa_vl.config import Config, ConfigError
+from jepa_vl.data import transforms
+from jepa_vl.data.sources import Source, labelled_indices
+from jepa_vl.evaluators.base import Extract, Features
+from jepa_vl.models.vit import last_layers
 from jepa_vl.shapes import Array, PyTree
 from jepa_vl.sharding import batch_sharding, replicated
 
 # (encoder parameters, images [B, H, W, 3]) -> [B, D] float32
 Encode = Callable[[PyTree, Array], Array]
+# images, uint8 [b, H, W, 3], and the labels of those that are no padding, int [<= b]
+Batch = tuple[Array, Array]
 
 
-def make_encode(encoder: Any, mesh: Mesh) -> Encode:
+def make_encode(encoder: Any, mesh: Mesh, layers: int = 1) -> Encode:
     """Compiles average pooling over all patches of an objective's ``encoder``.
 
-    For a ViT that is its final layer, after the LayerNorm.
-
     Callers inside and outside the mesh's context share one compilation: it is entered here.
+
+    Args:
+      encoder: of the parameters to come.
+      mesh: devices.
+      layers: how many of the last blocks; their features, [B, D] each, lie side by side.
     """
 
     def pool(params: PyTree, images: Array) -> Array:
-        tokens: Any = encoder.apply({"params": params}, images)
+        if layers == 1:
+            tokens: Any = encoder.apply({"params": params}, images)
+        else:
+            tokens = last_layers(encoder, params, images, layers)
         return jnp.mean(tokens, axis=1)
 
     compiled = jax.jit(
@@ -51,6 +66,116 @@ def pooled(
     """
     parts = [np.asarray(encode(params, x))[v] for x, v in zip(images, valid, strict=True)]
     return np.concatenate(parts)
+
+
+class Reader:
+    """The labelled images of both parts.
+
+    They pass through, and only their features stay in memory, unless :meth:`keep_images` is called.
+    """
+
+    def __init__(self, config: Config, train: Source, held_out: Source):
+        """Draws the images: ``eval.train_images`` and ``eval.val_images``, or all there are.
+
+        Raises:
+          ConfigError: one of the parts has no labelled image.
+        """
+        self.config, self.parts = config, (train, held_out)
+        counts = (config.eval.train_images, config.eval.val_images)
+        self.indices = [
+            labelled_indices(source, count, config.seed)
+            for source, count in zip(self.parts, counts, strict=True)
+        ]
+        for source, indices in zip(self.parts, self.indices, strict=True):
+            if not len(indices):
+                rule = f"no image of {source.name} has a label"
+                raise ConfigError("data.label_key", config.data.label_key, rule)
+        self._kept: Sequence[Iterable[Batch]] = ()
+
+    def keep_images(self) -> None:
+        """Reads all images now and holds them, for those who read features again and again.
+
+        Raises:
+          ConfigError: an image cannot be read.
+        """
+        self._kept = [list(batches) for batches in self._batches()]
+
+    def _batches(self) -> Sequence[Iterable[Batch]]:
+        parts = zip(self.parts, self.indices, strict=True)
+        return self._kept or [_batches(self.config, *part) for part in parts]
+
+    def read(self, embed: Callable[[Array], Array]) -> Features:
+        """Features of all images.
+
+        Args:
+          embed: uint8 [b, H, W, 3] -> float [b, X], always of ``eval.batch_size`` images.
+
+        Raises:
+          ConfigError: an image cannot be read.
+        """
+        arrays: list[Array] = []
+        for batches in self._batches():
+            rows = [(np.asarray(embed(x))[: len(labels)], labels) for x, labels in batches]
+            arrays += [np.concatenate(column) for column in zip(*rows, strict=True)]
+        return Features(*arrays)
+
+    def describe(self) -> dict[str, Any]:
+        """Which images these are: for each part its name, fingerprint and number of images."""
+        names = ("train", "held_out")
+        parts = zip(names, self.parts, self.indices, strict=True)
+        return {
+            name: {"name": x.name, "fingerprint": x.fingerprint, "images": len(indices)}
+            for name, x, indices in parts
+        }
+
+
+def _batches(config: Config, source: Source, indices: Array) -> Iterator[Batch]:
+    """Images by the evaluation transform, uint8 [b, H, W, 3], and labels, int [<= b].
+
+    The last batch repeats its last image. Neither masks nor captions are needed here.
+    """
+    size = config.eval.batch_size
+
+    def load(index: int) -> tuple[Array, int]:
+        record = source[index]
+        image = transforms.centre_crop(record["image"], config.encoder.image_size, record["key"])
+        return image, record["label"]
+
+    with ThreadPoolExecutor(config.data.threads) as pool:
+        for start in range(0, len(indices), size):
+            rows = list(pool.map(load, indices[start : start + size].tolist()))
+            images = [image for image, _ in rows] + [rows[-1][0]] * (size - len(rows))
+            yield np.stack(images), np.array([label for _, label in rows], np.int64)
+
+
+def remember(extract: Extract) -> Extract:
+    """Several evaluators in a row read the same features: those of the last parameters are kept."""
+    last: list[tuple[PyTree, Features]] = []
+
+    def remembered(params: PyTree) -> Features:
+        if not last or last[0][0] is not params:
+            last[:] = [(params, extract(params))]
+        return last[0][1]
+
+    return remembered
+
+
+def centred(found: Features) -> Features:
+    """Moves both parts by the mean of the training part."""
+    mean = found.train.mean(axis=0)
+    return dataclasses.replace(found, train=found.train - mean, held_out=found.held_out - mean)
+
+
+def standardise(train: Array, *others: Array) -> list[Array]:
+    """Scales columns to mean 0 and standard deviation 1 over ``train``: float64 [n, X] each.
+
+    Columns that are constant up to rounding of float32 become 0.
+    """
+    train = np.asarray(train, np.float64)
+    mean, spread = train.mean(axis=0), train.std(axis=0)
+    varies = spread > 1e-6 * np.abs(train).max(axis=0)
+    scale = np.where(varies, 1.0 / np.where(varies, spread, 1.0), 0.0)
+    return [(np.asarray(x, np.float64) - mean) * scale for x in (train, *others)]
 
 
 def unit(x: Array) -> Array:

@@ -1,74 +1,91 @@
 """k nearest neighbours with DINO's weighted vote, on frozen pooled features."""
 
-import dataclasses
-from collections.abc import Iterator
+from collections.abc import Sequence
 
 import numpy as np
 
 from jepa_vl.config import Config, ConfigError
-from jepa_vl.data import pipeline
-from jepa_vl.data.sources import Source, labelled_indices
+from jepa_vl.data.sources import Source
 from jepa_vl.evaluators import features
+from jepa_vl.evaluators.base import Extract, Features, accuracy, register
 from jepa_vl.shapes import Array, PyTree
+
+NEIGHBOURS = (10, 20, 100, 200)  # DINO's; 20 is the one that is quoted
+TEMPERATURE = 0.07  # DINO's
 
 
 def classify(
-    train: Array, train_labels: Array, queries: Array, k: int, temperature: float
+    train: Array,
+    train_labels: Array,
+    queries: Array,
+    neighbours: Sequence[int],
+    temperature: float,
 ) -> Array:
     """Labels by a vote of the k nearest, weighted by exp(cosine / temperature).
 
     Args:
-      train: float [n, D]; train_labels: int [n], >= 0.
-      queries: float [m, D].
-      k: neighbours, at most n are used.
-      temperature: of the vote; DINO: 0.07.
+      train: float [n, X]; train_labels: int [n], >= 0.
+      queries: float [m, X].
+      neighbours: each k; at most n are used.
+      temperature: of the vote.
 
     Returns:
-      int [m].
+      int [len(neighbours), m].
     """
     train, queries = features.unit(train), features.unit(queries)
-    k = min(k, len(train))
+    most = min(max(neighbours), len(train))
     classes = int(train_labels.max()) + 1
     out = []
     for part in np.array_split(queries, max(1, len(queries) // 1024)):
         cosine = part @ train.T
-        nearest = np.argpartition(-cosine, k - 1, axis=1)[:, :k]
-        weight = np.exp(np.take_along_axis(cosine, nearest, axis=1) / temperature)
-        votes = np.zeros((len(part), classes))
-        rows = np.repeat(np.arange(len(part)), k)
-        np.add.at(votes, (rows, train_labels[nearest].ravel()), weight.ravel())
-        out.append(votes.argmax(axis=1))
-    return np.concatenate(out)
+        nearest = np.argpartition(-cosine, most - 1, axis=1)[:, :most]
+        near = np.take_along_axis(cosine, nearest, axis=1)
+        order = np.argsort(-near, axis=1, kind="stable")
+        near, nearest = (np.take_along_axis(x, order, axis=1) for x in (near, nearest))
+        weight = np.exp((near - near[:, :1]) / temperature)  # of the nearest: 1; nothing overflows
+        labels = train_labels[nearest]
+        out.append([_vote(labels[:, :k], weight[:, :k], classes) for k in neighbours])
+    return np.concatenate(out, axis=1)
 
 
-@dataclasses.dataclass(frozen=True)
-class LabelledImages:
-    """Preprocessed images of one part, in memory: [batches, b, H, W, 3] uint8 and their labels."""
-
-    images: list[Array]
-    valid: list[Array]
-    labels: Array
-
-    def all_images(self) -> Array:
-        """uint8 [n, H, W, 3]."""
-        return np.concatenate([x[v] for x, v in zip(self.images, self.valid, strict=True)])
+def _vote(labels: Array, weight: Array, classes: int) -> Array:
+    """The label of most weight: [q, k], [q, k] -> int [q]; the lowest of those that tie."""
+    votes = np.zeros((len(labels), classes))
+    rows = np.repeat(np.arange(len(labels)), labels.shape[1])
+    np.add.at(votes, (rows, labels.ravel()), weight.ravel())
+    return votes.argmax(axis=1)
 
 
-def load(config: Config, source: Source, count: int) -> LabelledImages:
-    """Reads up to ``count`` labelled images with the evaluation transform (resize, centre crop)."""
-    indices = labelled_indices(source, count, config.seed)
-    batches: Iterator = pipeline.eval_batches(config, source, indices, config.eval.batch_size)
-    rows = [(b["image"], b["valid"], b["label"][b["valid"]]) for b in batches]
-    if not rows:
-        empty = np.zeros(0, np.int32)
-        return LabelledImages([], [], empty)
-    return LabelledImages(
-        [r[0] for r in rows], [r[1] for r in rows], np.concatenate([r[2] for r in rows])
-    )
-
-
+@register("knn")
 class Knn:
-    """kNN accuracy on the held-out part, searching the training part.
+    """kNN accuracy of the held-out part by DINO's protocol, which searches the training part."""
+
+    def __init__(self, config: Config, extract: Extract):
+        """Needs nothing of the configuration: k and the temperature are the protocol's."""
+        del config
+        self.extract = extract
+        self.protocol = {"normalisation": "unit length", "temperature": TEMPERATURE}
+
+    def run(self, params: PyTree) -> dict[str, float]:
+        """``k10`` to ``k200``; a k beyond the number of training images is left out.
+
+        Raises:
+          ConfigError: there are fewer than 10 training images.
+        """
+        found = self.extract(params)
+        possible = [k for k in NEIGHBOURS if k <= len(found.train)]
+        if not possible:
+            rule = f"kNN needs {NEIGHBOURS[0]} labelled training images or more"
+            raise ConfigError("eval.train_images", len(found.train), rule)
+        labels = classify(found.train, found.train_labels, found.held_out, possible, TEMPERATURE)
+        return {
+            f"k{k}": accuracy(row, found.held_out_labels)
+            for k, row in zip(possible, labels, strict=True)
+        }
+
+
+class OnlineKnn:
+    """kNN accuracy while training, on images that are read once and stay in memory.
 
     Protocol: average-pooled patches of the final layer (after its LayerNorm), no augmentation,
     cosine, ``eval.k`` neighbours, temperature ``eval.temperature``. Whoever calls :meth:`run`
@@ -76,37 +93,24 @@ class Knn:
     """
 
     def __init__(self, config: Config, encode: features.Encode, train: Source, held_out: Source):
-        """Loads the images once.
+        """Reads the images.
 
         Raises:
           ConfigError: one of the parts has no labelled image.
         """
         self.config, self.encode = config, encode
-        self.train = load(config, train, config.eval.train_images)
-        self.held_out = load(config, held_out, config.eval.val_images)
-        for name, part in (("train", self.train), ("held-out", self.held_out)):
-            if not len(part.labels):
-                raise ConfigError("data.label_key", config.data.label_key, f"{name} has no labels")
+        self.reader = features.Reader(config, train, held_out)
+        self.reader.keep_images()
 
     def run(self, params: PyTree) -> dict[str, float]:
         """Accuracy of an encoder's parameters: {"knn": ...} in [0, 1]."""
-        return {
-            "knn": self._accuracy(
-                self._features(params, self.train), self._features(params, self.held_out)
-            )
-        }
+        return self._score(self.reader.read(lambda images: self.encode(params, images)))
 
     def pixels(self) -> dict[str, float]:
         """The same protocol on raw 16 x 16 pixels, centred by the training mean."""
-        train = features.pixels(self.train.all_images())
-        held_out = features.pixels(self.held_out.all_images())
-        mean = train.mean(axis=0)
-        return {"knn": self._accuracy(train - mean, held_out - mean)}
+        return self._score(features.centred(self.reader.read(features.pixels)))
 
-    def _features(self, params: PyTree, part: LabelledImages) -> Array:
-        return features.pooled(self.encode, params, part.images, part.valid)
-
-    def _accuracy(self, train: Array, held_out: Array) -> float:
+    def _score(self, found: Features) -> dict[str, float]:
         c = self.config.eval
-        found = classify(train, self.train.labels, held_out, c.k, c.temperature)
-        return float(np.mean(found == self.held_out.labels))
+        labels = classify(found.train, found.train_labels, found.held_out, [c.k], c.temperature)
+        return {"knn": accuracy(labels[0], found.held_out_labels)}

@@ -1,6 +1,6 @@
 """The text-to-image crosser of TI-JEPA (arXiv 2503.06380, public code): patches read words."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -109,6 +109,8 @@ class CrossedImage(nn.Module):
     No caption is read, so that its numbers compare with those of other encoders. With captions:
     ``TIJepa.features``.
     """
+
+    FEATURES: ClassVar[str] = "of the crosser, which reads no caption and has no final LayerNorm"
 
     image: ViT
     crosser: Crosser

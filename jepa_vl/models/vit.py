@@ -1,7 +1,7 @@
 """The vision transformer: no class token, no dropout, a final LayerNorm on every token."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -35,6 +35,8 @@ def patchify(images: Array, patch: int) -> Array:
 
 class ViT(nn.Module):
     """Encoder of I-JEPA (methods: Assran et al. 2023, public code)."""
+
+    FEATURES: ClassVar[str] = "after the final LayerNorm"  # what is said beside numbers of them
 
     image_size: int
     patch_size: int
@@ -70,10 +72,11 @@ class ViT(nn.Module):
             patches, position = gather(patches, ctx_idx), table[ctx_idx]
         flat = kernel.reshape(-1, self.width).astype(self.dtype)
         x = fast.dense(patches.astype(self.dtype), flat).astype(jnp.float32) + bias + position
+        self.sow("intermediates", "stream", x)  # kept for the two functions below alone
         for i in range(self.depth):
             block = Block(self.heads, self.mlp_width, self.dtype, name=f"block_{i}")
             x = block(x, ctx_valid)
-        self.sow("intermediates", "stream", x)  # kept for encode_with_stream alone
+            self.sow("intermediates", "stream", x)
         return LayerNorm(name="norm")(x)
 
 
@@ -81,10 +84,31 @@ def encode_with_stream(
     encoder: ViT, params: PyTree, images: Array, ctx_idx: Array, ctx_valid: Array | None = None
 ) -> tuple[Array, Array]:
     """Visible patches with and without the final LayerNorm, [B, K, D] float32 each; see ViT."""
-    out, kept = encoder.apply(
-        {"params": params}, images, ctx_idx, ctx_valid, mutable=["intermediates"]
-    )
-    return out, kept["intermediates"]["stream"][0]  # pyright: ignore[reportReturnType]
+    out, streams = _apply_keeping(encoder, params, images, ctx_idx, ctx_valid)
+    return out, streams[-1]
+
+
+def last_layers(encoder: ViT, params: PyTree, images: Array, layers: int) -> Array:
+    """Features of several layers of all patches, as I-JEPA's linear probes read them (App. A).
+
+    Args:
+      encoder: the encoder; params: its parameters.
+      images: [B, H, W, 3].
+      layers: how many of the last blocks, at most the depth.
+
+    Returns:
+      [B, T, layers * D] float32, the last block last, each after the final LayerNorm.
+    """
+    _, streams = _apply_keeping(encoder, params, images)
+    last = jnp.stack(streams[-layers:], axis=2)
+    norm: Any = LayerNorm().apply({"params": params["norm"]}, last)
+    return norm.reshape(*norm.shape[:2], -1)
+
+
+def _apply_keeping(encoder: ViT, params: PyTree, *args: Any) -> tuple[Array, tuple[Array, ...]]:
+    """The output; what enters the first block and leaves each, before the last norm; see ViT."""
+    out, kept = encoder.apply({"params": params}, *args, mutable=["intermediates"])
+    return out, kept["intermediates"]["stream"]  # pyright: ignore[reportReturnType]
 
 
 def build(config: EncoderConfig, dtype: Any = jnp.float32) -> ViT:

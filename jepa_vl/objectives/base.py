@@ -22,7 +22,9 @@ REGISTRY: dict[str, Callable[[Config], "Objective"]] = {}
 class Objective(Protocol):
     """One method of pretraining. A new one is one file with ``@register`` and one config."""
 
-    encoder: Any  # module of images [B, H, W, 3] -> [B, T, D], which evaluators look through
+    # Module of images [B, H, W, 3] -> [B, T, D], which evaluators look through; its FEATURES says
+    # in words which features these are.
+    encoder: Any
 
     def init(self, rng: Array, batch: Batch) -> PyTree:
         """Parameters, float32, for batches shaped like this one."""

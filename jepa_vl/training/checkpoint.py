@@ -72,6 +72,10 @@ class Checkpoints:
         """Step of the newest finished checkpoint."""
         return self._manager.latest_step()
 
+    def steps(self) -> list[int]:
+        """Steps of all finished checkpoints, the newest last."""
+        return sorted(self._manager.all_steps())
+
     def save(self, state: TrainState, step: int, data: dict[str, Any], meta: dict) -> None:
         """Starts a save; arrays are copied before this returns. A step that exists is left alone.
 
@@ -127,11 +131,16 @@ class Checkpoints:
         self._manager.close()
 
 
-def load(workdir: Path) -> tuple[Config, TrainState, int]:
-    """Configuration and state of the newest checkpoint of a run, on one device.
+def load(workdir: Path, step: int | None = None) -> tuple[Config, TrainState, int]:
+    """Configuration and state of a checkpoint of a run, on one device.
+
+    Args:
+      workdir: of the run.
+      step: of the checkpoint; None: the newest; 0: the state that training began with, which is
+        made again where no checkpoint of it exists.
 
     Raises:
-      ConfigError: the folder holds no checkpoint.
+      ConfigError: the folder holds no checkpoint, or none of this step.
     """
     from jepa_vl import objectives, sharding
     from jepa_vl.schema import MeshConfig
@@ -140,13 +149,20 @@ def load(workdir: Path) -> tuple[Config, TrainState, int]:
     if not (workdir / "checkpoints").is_dir():
         raise ConfigError("workdir", str(workdir), "holds no checkpoint; train first")
     checkpoints = Checkpoints(workdir, read_only=True)
-    step = checkpoints.latest()
-    if step is None:
+    steps = checkpoints.steps()
+    if not steps:
         raise ConfigError("workdir", str(workdir), "holds no finished checkpoint; train first")
-    config = resolve(checkpoints.describe(step)[1]["config"])
-    objective = objectives.build(config)
+    step = steps[-1] if step is None else step
+    if step not in (0, *steps):
+        rule = f"{workdir} has checkpoints of steps {', '.join(map(str, steps))}"
+        raise ConfigError("step", step, f"{rule}, and step 0 is made again")
+    config = resolve(checkpoints.describe(step if step in steps else steps[-1])[1]["config"])
+    objective, spec = objectives.build(config), train_state.batch_spec(config)
     mesh = sharding.make_mesh(MeshConfig(), jax.local_devices()[:1])
-    like = train_state.abstract(config, objective, train_state.batch_spec(config), mesh)
-    state = checkpoints.restore(step, like)
+    if step in steps:
+        like = train_state.abstract(config, objective, spec, mesh)
+        state = checkpoints.restore(step, like)
+    else:
+        state = train_state.create(config, objective, spec, mesh)
     checkpoints.close()
     return config, state, step

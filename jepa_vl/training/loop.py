@@ -13,7 +13,7 @@ from jepa_vl import objectives, sharding, tree
 from jepa_vl.config import Config, ConfigError, config_hash, resume_diff
 from jepa_vl.data import pipeline, sources
 from jepa_vl.evaluators import features
-from jepa_vl.evaluators.knn import Knn
+from jepa_vl.evaluators.knn import OnlineKnn
 from jepa_vl.training import compile_cache
 from jepa_vl.training import state as train_state
 from jepa_vl.training.checkpoint import Checkpoints, provenance
@@ -139,9 +139,9 @@ class Run:
         if excess:
             self.reporter.say(f"warning: {excess}")
 
-    def _make_knn(self, encode: features.Encode) -> Knn | None:
+    def _make_knn(self, encode: features.Encode) -> OnlineKnn | None:
         try:
-            return Knn(self.config, encode, self.train_source, self.held_out)
+            return OnlineKnn(self.config, encode, self.train_source, self.held_out)
         except ConfigError as error:
             if error.key != "data.label_key":
                 raise

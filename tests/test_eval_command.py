@@ -1,0 +1,187 @@
+"""``jepa-vl eval`` on runs of the tiny configuration: numbers, protocols, refusals."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from jepa_vl.cli.main import main
+from jepa_vl.data import sources
+from jepa_vl.evaluators import REGISTRY
+from jepa_vl.training.checkpoint import load
+from tests.test_cli import SPREAD, TINY, TRAIN, refused
+from tests.tiny import tiny
+
+TRAINING = ("--config.eval.k=10", "--config.eval.train_images=64", "--config.train.steps=3")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation():
+    """These runs are all compilation."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory) -> Path:
+    """A run of three steps, which the loop's kNN measured at 0 and 3, with k = 10."""
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    assert main([*TRAIN, str(folder), SPREAD, *TRAINING]) == 0
+    return folder
+
+
+def evaluate(workdir: Path, *words: str, file: str) -> dict:
+    assert main(["eval", "--workdir", str(workdir), *words]) == 0
+    return json.loads((workdir / file).read_text())
+
+
+def score(page: dict, evaluator: str, name: str, kind: str = "encoder") -> float:
+    (found,) = [r for r in page["results"] if (r["evaluator"], r["features"]) == (evaluator, kind)]
+    return found["scores"][name]
+
+
+@pytest.fixture(scope="module")
+def newest(workdir) -> dict:
+    return evaluate(workdir, "--floor", file="eval_3_target.json")
+
+
+def test_the_offline_vote_equals_the_loops_on_the_same_images(workdir, newest):
+    online = json.loads((workdir / "result.json").read_text())["knn"]
+    untrained = evaluate(workdir, "--step", "0", "--name", "knn", file="eval_0_target.json")
+    assert score(newest, "knn", "k10") == online["target"]
+    assert score(newest, "knn", "k10", "pixels") == online["pixels"]
+    assert score(untrained, "knn", "k10") == online["untrained"]
+
+
+@pytest.mark.parametrize(
+    ("objective", "pooled"),
+    [
+        ("ijepa", "after the final LayerNorm"),
+        ("tijepa", "of the crosser, which reads no caption and has no final LayerNorm"),
+        ("crossmodal", "after the final LayerNorm"),
+        ("contrastive", "after the final LayerNorm"),
+    ],
+)
+def test_every_other_objective_is_measured_through_the_encoder_that_its_loop_measures(
+    objective, pooled, tmp_path
+):
+    argv = ["train", "--config", f"{TINY}:objective={objective}", "--workdir", str(tmp_path)]
+    assert main([*argv, SPREAD, *TRAINING]) == 0
+    online = json.loads((tmp_path / "result.json").read_text())["knn"]
+    names = ("--name", "knn")
+    page = evaluate(tmp_path, *names, file="eval_3_target.json")
+    untrained = evaluate(tmp_path, *names, "--step", "0", file="eval_0_target.json")
+    context = evaluate(tmp_path, *names, "--branch", "context", file="eval_3_context.json")
+    assert score(page, "knn", "k10") == online["target"]
+    assert score(untrained, "knn", "k10") == online["untrained"]
+    assert [len(x["results"]) for x in (page, untrained, context)] == [1, 1, 1]
+    assert page["objective"] == objective
+    assert page["results"][0]["protocol"]["pooling"] == f"mean over all patches, {pooled}"
+
+
+def test_every_result_states_its_whole_protocol(newest):
+    measured = {(r["evaluator"], r["features"]) for r in newest["results"]}
+    assert measured == {(name, kind) for name in REGISTRY for kind in ("encoder", "pixels")}
+    train, held_out = sources.open_sources(tiny())
+    for result in newest["results"]:
+        protocol = result["protocol"]
+        assert {"pooling", "normalisation", "transform"} <= protocol.keys()
+        assert protocol["seed"] == 0 and protocol["classes"] == len(train.classes)
+        for part, source, images in (("train", train, 64), ("held_out", held_out, 16)):
+            assert protocol[part] == {
+                "name": source.name, "fingerprint": source.fingerprint, "images": images
+            }  # fmt: skip
+        if result["features"] == "encoder":
+            assert (protocol["branch"], protocol["layers"]) == ("target", 1)
+        else:
+            assert "branch" not in protocol
+    assert (newest["step"], newest["branch"], newest["objective"]) == (3, "target", "tcjepa")
+    assert re.fullmatch("[0-9a-f]{12}", newest["config_hash"])
+
+
+def test_the_table_shows_the_numbers_of_the_file(workdir, capsys):
+    page = evaluate(
+        workdir, "--branch", "context", "--name", "linear,knn", file="eval_3_context.json"
+    )
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "step 3, context encoder" and lines[-1].endswith("eval_3_context.json")
+    rows = {tuple(line.split()[:2]): line.split()[-1] for line in lines[3:-1]}
+    assert rows.keys() == {(r["evaluator"], name) for r in page["results"] for name in r["scores"]}
+    for (evaluator, name), text in rows.items():
+        assert text == f"{score(page, evaluator, name):.4g}"
+    assert {r["protocol"]["branch"] for r in page["results"]} == {"context"}
+
+
+def test_the_branches_are_one_encoder_before_training_and_two_after(workdir):
+    for step, same in ((0, True), (3, False)):
+        _, state, _ = load(workdir, step)
+        pairs = zip(
+            jax.tree.leaves(state.target), jax.tree.leaves(state.params["encoder"]), strict=True
+        )
+        assert all(np.array_equal(a, b) for a, b in pairs) == same
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+    """Labelled images without captions: two classes, red and blue, 20 each."""
+    folder = tmp_path_factory.mktemp("pictures")
+    rng, lines = np.random.default_rng(0), []
+    for i in range(40):
+        pixels = rng.integers(0, 60, (32, 32, 3)).astype(np.uint8)
+        pixels[..., 0 if i % 2 else 2] += 180
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+        lines.append(json.dumps({"image": f"{i}.png", "label": "red" if i % 2 else "blue"}))
+    (folder / "captions.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+def test_other_images_are_measured_without_captions_and_written_where_asked(
+    workdir, pictures, tmp_path
+):
+    out = tmp_path / "deep/er.json"
+    words = ["--config.data.kind=folder", f"--config.data.path={pictures}", "--out", str(out)]
+    words += ["--config.data.holdout=0.4", "--name", "linear", "--floor", "--config.eval.k=3"]
+    assert main(["eval", "--workdir", str(workdir), *words]) == 0
+    page = json.loads(out.read_text())
+    assert score(page, "linear", "accuracy", "pixels") == 1.0
+    protocol = page["results"][0]["protocol"]
+    assert protocol["classes"] == 2 and "#held-out" in protocol["held_out"]["name"]
+    assert protocol["train"]["images"] + protocol["held_out"]["images"] == 40
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["--step", "two"], "--step = 'two': a whole number"),
+        (["--step", "7"], "has checkpoints of steps 3"),
+        (["--layers", "0"], "--layers = '0': a whole number, at least 1"),
+        (["--layers", "2"], "--layers = 2: at most 1"),
+        (["--branch", "contest"], "did you mean 'context'?"),
+        (["--name", "knn,liner"], "did you mean 'linear'?"),
+        (["--out", "."], "is a folder"),
+        (["--config.train.steps=9"], "eval reads the configuration of the run and takes --config"),
+        (["--config.data.pth=x"], "did you mean data.path?"),
+        (["--config.data.kind=tar"], "needs the folder"),
+        (["--config.eval.train_images=5", "--name", "knn"], "needs 10"),
+        (["--floors"], "did you mean --floor?"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(workdir, capsys, words, part):
+    before = sorted(path.name for path in workdir.iterdir())
+    capsys.readouterr()
+    assert part in refused(capsys, "eval", "--workdir", str(workdir), *words)
+    assert sorted(path.name for path in workdir.iterdir()) == before
+
+
+def test_a_folder_without_a_run_is_refused(capsys, tmp_path, workdir):
+    assert "--workdir = '': give DIR" in refused(capsys, "eval")
+    assert "no such folder" in refused(capsys, "eval", "--workdir", str(tmp_path / "no"))
+    assert "holds no checkpoint" in refused(capsys, "eval", "--workdir", str(tmp_path))
+    shutil.copy(workdir / "config.json", tmp_path)
+    assert "holds no checkpoint" in refused(capsys, "eval", "--workdir", str(tmp_path))

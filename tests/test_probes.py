@@ -1,0 +1,263 @@
+"""Evaluators on made-up features, and the reading of real ones."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from jepa_vl import objectives, sharding
+from jepa_vl.config import ConfigError
+from jepa_vl.data import sources
+from jepa_vl.evaluators import REGISTRY, features, fewshot, knn, linear
+from jepa_vl.evaluators.base import Features
+from jepa_vl.models import vit
+from jepa_vl.training import state as train_state
+from tests.tiny import tiny
+
+
+def blobs(per_class: int, spread: float, classes: int = 3, width: int = 12, seed: int = 0):
+    """Gaussian clouds around random centres: float [n, X] and labels [n], in mixed order."""
+    rng = np.random.default_rng(seed)
+    centres = np.random.default_rng(99).normal(size=(classes, width))
+    labels = rng.permutation(np.repeat(np.arange(classes), per_class))
+    return centres[labels] + spread * rng.normal(size=(len(labels), width)), labels
+
+
+def parts(spread: float = 1.5, **how) -> Features:
+    return Features(*blobs(40, spread, **how), *blobs(30, spread, seed=1, **how))
+
+
+def run(name: str, found: Features) -> dict[str, float]:
+    return REGISTRY[name](tiny(), lambda _: found).run(None)
+
+
+MAIN = {"knn": "k20", "linear": "accuracy", "fewshot": "10shot"}
+
+
+@pytest.mark.parametrize("name", REGISTRY)
+def test_every_protocol_solves_a_separable_problem_and_not_one_without_a_signal(name):
+    clear = parts(spread=0.05)
+    assert run(name, clear)[MAIN[name]] == 1.0
+    noise = np.random.default_rng(0)
+    blind = dataclasses.replace(
+        clear,
+        train=noise.normal(size=clear.train.shape),
+        held_out=noise.normal(size=clear.held_out.shape),
+    )
+    assert abs(run(name, blind)[MAIN[name]] - 1 / 3) < 0.2  # chance, 90 images
+
+
+@pytest.mark.parametrize("name", REGISTRY)
+def test_the_same_features_give_the_same_numbers_and_every_number_is_plain(name):
+    found = parts()
+    first = run(name, found)
+    assert first == run(name, found)
+    assert all(type(value) in (float, int) for value in first.values())
+
+
+@pytest.mark.parametrize("name", REGISTRY)
+def test_nothing_but_the_accuracy_depends_on_the_held_out_part(name):
+    found = parts()
+    rng = np.random.default_rng(3)
+    other = dataclasses.replace(
+        found,
+        held_out=rng.normal(size=found.held_out.shape) * 50,
+        held_out_labels=rng.permutation(found.held_out_labels),
+    )
+    before, after = run(name, found), run(name, other)
+    assert before[MAIN[name]] > after[MAIN[name]]
+    for key in ("C", "accuracy_chosen_on", "5shot_images"):
+        assert before.get(key) == after.get(key)
+
+
+@pytest.mark.parametrize("name", REGISTRY)
+def test_labels_that_do_not_occur_cost_nothing(name):
+    """As where a data set has more classes than the images drawn."""
+    found = parts()
+    gaps = np.array([2, 3, 7])
+    spaced = dataclasses.replace(
+        found,
+        train_labels=gaps[found.train_labels],
+        held_out_labels=gaps[found.held_out_labels],
+    )
+    assert run(name, spaced) == run(name, found)
+
+
+@pytest.mark.parametrize("c", [1e-4, 0.03, 1.0, 1e3])
+def test_logistic_regression_finds_the_optimum_that_scikit_learn_finds(c):
+    sklearn = pytest.importorskip("sklearn.linear_model")
+    x, labels = blobs(30, 2.0)
+    ours = linear.fit(x, labels, 3, c)
+    reference = sklearn.LogisticRegression(C=c, tol=1e-10, max_iter=20_000).fit(x, labels)
+    weights = np.concatenate([reference.coef_.T, reference.intercept_[None]]).ravel()
+    values = [linear.objective(w, x, labels, 3, c)[0] for w in (ours, weights)]
+    np.testing.assert_allclose(values[0], values[1], rtol=1e-4)
+    said = linear.predict(ours, x, 3)
+    assert np.mean(said == reference.predict(x)) == 1.0
+
+
+def test_the_gradient_of_logistic_regression_is_that_of_its_value():
+    x, labels = blobs(5, 1.0, width=4)
+    weights = np.random.default_rng(0).normal(size=5 * 3)
+    gradient = linear.objective(weights, x, labels, 3, 0.7)[1]
+    steps = 1e-6 * np.eye(len(weights))
+    numeric = [
+        linear.objective(weights + e, x, labels, 3, 0.7)[0]
+        - linear.objective(weights - e, x, labels, 3, 0.7)[0]
+        for e in steps
+    ]
+    np.testing.assert_allclose(gradient, np.array(numeric) / 2e-6, atol=1e-8)
+
+
+def test_a_tenth_of_each_class_is_held_and_a_class_of_one_is_not():
+    labels = np.repeat([0, 1, 2, 3], [100, 40, 5, 1])
+    held = linear.hold(labels, seed=0)
+    assert [int(held[labels == c].sum()) for c in range(4)] == [10, 4, 1, 0]
+    assert not np.array_equal(held, linear.hold(labels, seed=1))
+
+
+def test_the_strength_chosen_is_the_strongest_of_the_best_on_the_held_tenth():
+    x, labels = blobs(40, 2.0)
+    x = features.standardise(x)[0]
+    held = linear.hold(labels, seed=0)
+    scores = []
+    for c in linear.STRENGTHS:
+        weights = linear.fit(x[~held], labels[~held], 3, c)
+        scores.append(np.mean(linear.predict(weights, x[held], 3) == labels[held]))
+    chosen = linear.choose(x, labels, 3, seed=0)
+    assert chosen == (linear.STRENGTHS[int(np.argmax(scores))], max(scores))
+
+
+def test_the_left_out_error_of_ridge_is_that_of_refitting_without_each_image():
+    x, labels = blobs(4, 1.0, width=20)  # more columns than rows, as with few shots
+    x, y = features.standardise(x)[0], np.eye(3)[labels]
+    ridge = fewshot.Ridge(x, y)
+    for l2 in (0.5, 2.0**10):
+        errors = []
+        for i in range(len(x)):
+            rest = np.arange(len(x)) != i
+            mean = x[rest].mean(axis=0)
+            without = fewshot.Ridge(x[rest] - mean, y[rest])
+            errors.append(y[i] - without.predict(x[i] - mean, l2))
+        np.testing.assert_allclose(ridge.left_out(l2), np.mean(np.square(errors)), rtol=1e-8)
+
+
+@pytest.mark.parametrize("width", [5, 40])
+def test_ridge_solves_its_normal_equations(width):
+    x, labels = blobs(6, 1.0, width=width)
+    x, y = features.standardise(x)[0], np.eye(3)[labels]
+    w = fewshot.Ridge(x, y).coefficients(3.0)
+    left = x.T @ (x @ w - (y - y.mean(axis=0))) + 3.0 * w
+    np.testing.assert_allclose(left, 0, atol=1e-10)
+
+
+def test_shots_are_drawn_by_class_and_fewer_are_part_of_more():
+    labels = np.repeat([0, 1, 2], [30, 12, 7])
+    five, ten = (fewshot.draw(labels, s, np.random.default_rng(4)) for s in (5, 10))
+    assert np.bincount(labels[five]).tolist() == [5, 5, 5]
+    assert np.bincount(labels[ten]).tolist() == [10, 10, 7]
+    assert set(five) <= set(ten)
+
+
+def test_few_shot_accuracy_says_how_many_images_it_saw_and_leaves_out_what_no_class_has():
+    found = Features(*blobs(12, 1.0), *blobs(20, 1.0, seed=1))
+    scores = run("fewshot", found)
+    assert (scores["5shot_images"], scores["10shot_images"]) == (15, 30)
+    assert "25shot" not in scores and scores["5shot_spread"] > 0
+
+
+def test_neighbours_vote_by_their_cosine():
+    angles = np.deg2rad([0.0, 10.0, 20.0, 80.0, 90.0])
+    train = np.stack([np.cos(angles), np.sin(angles)], axis=1) * [[1], [5], [2], [3], [1]]
+    labels = np.array([0, 1, 1, 2, 2])
+    query = np.array([[7.0, 0.1]])
+    said = knn.classify(train, labels, query, (1, 3, 5), 0.07)[:, 0]
+    cosine = features.unit(train) @ features.unit(query)[0]
+    by_hand = [np.bincount(labels[:k], np.exp(cosine[:k] / 0.07)).argmax() for k in (1, 3, 5)]
+    assert said.tolist() == by_hand == [0, 1, 1]
+
+
+def test_every_k_gets_what_it_gets_alone_and_a_cold_vote_does_not_overflow():
+    found = parts(spread=2.0)
+    arguments = found.train, found.train_labels, found.held_out
+    together = knn.classify(*arguments, (10, 20, 100), 0.07)
+    alone = [knn.classify(*arguments, (k,), 0.07)[0] for k in (10, 20, 100)]
+    np.testing.assert_array_equal(together, alone)
+    nearest = knn.classify(*arguments, (1,), 0.07)
+    np.testing.assert_array_equal(knn.classify(*arguments, (20,), 1e-4), nearest)
+
+
+def test_columns_are_scaled_by_the_training_part_and_constant_ones_vanish():
+    rng = np.random.default_rng(0)
+    train = rng.normal(3.0, 5.0, size=(50, 4)).astype(np.float32)
+    train[:, 2] = 0.1
+    scaled, other = features.standardise(train, train[:7] + 1)
+    np.testing.assert_allclose(scaled.mean(axis=0), 0, atol=1e-6)
+    np.testing.assert_allclose(scaled.std(axis=0), [1, 1, 0, 1], atol=1e-6)
+    spread = np.delete(train.std(axis=0), 2)
+    gap = np.delete(other - scaled[:7], 2, axis=1)
+    np.testing.assert_allclose(gap, np.broadcast_to(1 / spread, gap.shape), rtol=1e-4)
+    assert not other[:, 2].any()
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "part"),
+    [("knn", 3, "needs 10"), ("fewshot", 4, "needs 5"), ("linear", 1, "needs two images")],
+)
+def test_too_few_training_images_are_refused(name, count, part):
+    found = Features(*blobs(count, 1.0), *blobs(5, 1.0, seed=1))
+    with pytest.raises(ConfigError, match=part):
+        run(name, found)
+
+
+@pytest.fixture(scope="module")
+def model():
+    """Configuration, encoder, parameters and the mesh of one device."""
+    config = tiny(**{"encoder.depth": 3})
+    objective = objectives.build(config)
+    mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
+    state = train_state.create(config, objective, train_state.batch_spec(config), mesh)
+    return config, objective.encoder, state.target, mesh
+
+
+def test_the_last_layers_are_normed_pooled_and_end_with_the_final_one(model):
+    config, encoder, params, mesh = model
+    images = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3)).astype(np.uint8)
+    one, two = (features.make_encode(encoder, mesh, n)(params, images) for n in (1, 2))
+    width = config.encoder.width
+    assert (one.shape, two.shape) == ((8, width), (8, 2 * width))
+    np.testing.assert_allclose(two[:, width:], one, atol=1e-5)
+    # The block before the last: the same encoder without its last block.
+    shallow = dataclasses.replace(config.encoder, depth=2)
+    below = {name: leaf for name, leaf in params.items() if name != "block_2"}
+    expected = features.make_encode(vit.build(shallow), mesh)(below, images)
+    np.testing.assert_allclose(two[:, :width], expected, atol=1e-5)
+
+
+def test_images_kept_in_memory_give_the_features_of_images_that_pass_through(model):
+    config, encoder, params, mesh = model
+    encode = features.make_encode(encoder, mesh)
+    config = dataclasses.replace(config, eval=dataclasses.replace(config.eval, train_images=13))
+    passing, keeping = (features.Reader(config, *sources.open_sources(config)) for _ in range(2))
+    keeping.keep_images()
+    read = [reader.read(lambda images: encode(params, images)) for reader in (passing, keeping)]
+    for name in ("train", "train_labels", "held_out", "held_out_labels"):
+        first, second = (getattr(found, name) for found in read)
+        np.testing.assert_array_equal(first, second)
+        assert len(first) == (13 if name.startswith("train") else 16)  # padding is cut
+    assert passing.describe()["train"]["images"] == 13
+
+
+def test_features_are_read_once_for_all_evaluators():
+    calls = []
+
+    def extract(params):
+        calls.append(params)
+        return parts()
+
+    remembered = features.remember(extract)
+    first, second = {"a": 1}, {"a": 1}
+    for params in (first, first, second, second):
+        remembered(params)
+    assert [id(params) for params in calls] == [id(first), id(second)]
