@@ -20,6 +20,9 @@ RECIPES = {
     "quickstart": ("data=shapes_world", "data=tar", "data=folder"),
     "ijepa_in1k": ("size=B", "size=L", "size=H14", "size=H16_448"),
     "ijepa_in22k": ("size=H14", "size=g16"),
+    "tcjepa_in1k": ("size=B", "size=L", "size=H14"),
+    "tcjepa_cc27m": ("size=B16", "size=L14"),
+    "tijepa_coco": ("size=small", "size=medium", "size=large"),
     "crossmodal_coco": ("size=S", "size=B", "size=L"),
     "contrastive_cc27m": ("size=B16", "size=B16,loss=siglip", "size=L14"),
 }
@@ -38,7 +41,8 @@ HEADER = ("Command:", "Hardware:", "Wall-clock:")
 
 @functools.cache
 def load(name, arg):
-    given = [configs.Override("data.path", "somewhere")]
+    paths = {"data.path": "somewhere", "frozen.image": "random"}
+    given = [configs.Override(key, value) for key, value in paths.items()]
     return configs.load(f"{ROOT / name}.py:{arg}", given)
 
 
