@@ -102,7 +102,7 @@ def _neighbours(run: Loaded) -> Section:
     queries = run.spread(QUERIES)
     mesh = sharding.make_mesh(MeshConfig(), jax.local_devices()[:1])
     encode = features.make_encode(run.objective.encoder, mesh)
-    weights = run.objective.encoder_params(run.state.target, run.objective.load_frozen())
+    weights = run.objective.encoder_params(run.state.target, run.frozen)
 
     def unit(batches: list[dict[str, Array]]) -> Array:
         images, valid = [b["image"] for b in batches], [b["valid"] for b in batches]
