@@ -3,6 +3,7 @@
 Command:    jepa-vl train --config configs/tcjepa_cc27m.py:size=L14 --config.data.path=DIR \\
                 --workdir W
             DIR holds WebDataset tars, raw and generated captions together; size is B16 or L14.
+            T5 is downloaded; offline, --config.text.path=FOLDER.
 Hardware:   not published.
 Wall-clock: not run at this scale.
 Published:  sizes, 50 epochs with 10 of warm-up, batch, peak learning rate, weight decay, lambda and
@@ -35,8 +36,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     c.data.crop_scale = (0.3, 1.0)
     c.encoder.update(variant=variant, patch_size=patch, image_size=224)
     c.predictor.update(width=384, depth=depth)
-    c.text.kind, c.text.path = "t5", "google-t5/t5-base"
-    c.text.update(captions=8, words=64, width=768)
+    c.text.update(kind="t5", path="hub:google-t5/t5-base", captions=8, words=64)
     c.conditioner.update(kind="word_attention", mlp_ratio=4.0, scale_logits=False)
     c.loss.update(regulariser="paper", sparse=0.1, consistency=0.5)
     c.train.update(steps=EPOCHS * per_epoch, batch_size=BATCH, dtype="bfloat16")

@@ -1,7 +1,8 @@
 """TC-JEPA on ImageNet-1k with generated captions (arXiv 2605.03245).
 
 Command:    jepa-vl train --config configs/tcjepa_in1k.py:size=L --config.data.path=DIR --workdir W
-            DIR holds WebDataset tars, each image with its captions; size is B, L or H14.
+            DIR holds WebDataset tars, each image with its captions; size is B, L or H14. T5 is
+            downloaded; offline, --config.text.path=FOLDER.
 Hardware:   not published; a little more than I-JEPA. H14 wants --config.mesh.fsdp=8 or more.
 Wall-clock: not run at this scale.
 Published:  sizes, epochs, batch, peak learning rate, weight decay, lambda and beta, 8 captions an
@@ -38,8 +39,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     c.data.crop_scale = (0.3, 1.0)
     c.encoder.update(variant=variant, patch_size=patch, image_size=224)
     c.predictor.update(width=384, depth=depth)
-    c.text.kind, c.text.path = "t5", "google-t5/t5-base"
-    c.text.update(captions=8, words=64, width=768)
+    c.text.update(kind="t5", path="hub:google-t5/t5-base", captions=8, words=64)
     c.conditioner.update(kind="word_attention", mlp_ratio=4.0, scale_logits=False)
     c.loss.update(regulariser="paper", sparse=0.1, consistency=0.5)
     c.train.update(steps=epochs * per_epoch, batch_size=BATCH, dtype="bfloat16")
