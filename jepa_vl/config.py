@@ -17,7 +17,15 @@ from ml_collections import ConfigDict
 from jepa_vl.errors import ConfigError as ConfigError
 from jepa_vl.errors import at_least, divides
 from jepa_vl.errors import one_of as one_of
-from jepa_vl.methods import CHECKS, CONDITIONED, DISTANCES, MASKED, READS_TEXT
+from jepa_vl.methods import (
+    CHECKS,
+    CONDITIONED,
+    DISTANCES,
+    MASKED,
+    READS_TEXT,
+    check_text,
+    text_frozen,
+)
 from jepa_vl.schema import (
     CROSSERS,
     PREDICTOR_DEPTHS,
@@ -182,10 +190,10 @@ CONDITIONER_KEYS: dict[str, tuple[str, ...]] = {
 }
 
 # A resumed run may change these: they alter neither the model, the data order nor the schedules.
-# (What lies at text.path is compared by its content.)
+# (What lies at text.path and in frozen is compared by its content.)
 RESUMABLE = (
-    "text.path", "data.workers", "data.prefetch", "data.threads", "mesh.", "checkpoint.", "log.",
-    "eval.", "train.compile_cache", "train.max_bad_steps",
+    "text.path", "frozen.", "data.workers", "data.prefetch", "data.threads", "mesh.",
+    "checkpoint.", "log.", "eval.", "train.compile_cache", "train.max_bad_steps",
 )  # fmt: skip
 
 
@@ -244,7 +252,7 @@ def resolve(tree: Any) -> Config:
     )
     text = replace(
         config.text,
-        frozen=config.text.frozen or ("no" if config.text.kind == "hashed" else "yes"),
+        frozen=config.text.frozen or text_frozen(config.objective, config.text.kind),
     )
     conditioner = (
         config.conditioner
@@ -260,7 +268,7 @@ def resolve(tree: Any) -> Config:
         loss=loss,
         eval=evaluation,
         conditioner=conditioner,
-        tijepa=_resolve_crosser(config.tijepa, config.text.width),
+        tijepa=_resolve_crosser(config.tijepa, config.text),
     )
     _check_meaning(config)
     return config
@@ -292,9 +300,10 @@ def _resolve_encoder(encoder: EncoderConfig) -> EncoderConfig:
     return encoder
 
 
-def _resolve_crosser(crosser: TIJepaConfig, text_width: int) -> TIJepaConfig:
+def _resolve_crosser(crosser: TIJepaConfig, text: TextConfig) -> TIJepaConfig:
     crosser = _from_variant("tijepa", crosser, ("depth", "heads"), CROSSERS)
-    return dataclasses.replace(crosser, width=crosser.width or text_width)
+    known = text.width if text.kind == "hashed" else 0  # of others, in their files
+    return dataclasses.replace(crosser, width=crosser.width or known)
 
 
 def _from_variant(section: str, values: Any, names: tuple, table: dict[str, tuple]) -> Any:
@@ -348,7 +357,7 @@ def _check_meaning(config: Config) -> None:
 def _check_relations(c: Config) -> None:
     one_of("loss.distance", c.loss.distance, DISTANCES[c.objective])
     divides("text.width", c.text.width, c.text.heads, "heads")
-    _check_text(c.text)
+    check_text(c)
     _check_conditioner(c.conditioner)
     divides("train.batch_size", c.train.batch_size, c.train.micro_batches, "micro_batches")
     if c.data.kind != "shapes_world" and not c.data.path:
@@ -374,16 +383,6 @@ def _check_conditioner(conditioner: ConditionerConfig) -> None:
         if kind not in (*kinds, "none") and value != default:
             rule = f"{default!r} with kind {kind!r}; for {', '.join(kinds)} alone"
             raise ConfigError(f"conditioner.{name}", value, rule)
-
-
-def _check_text(text: TextConfig) -> None:
-    if text.kind == "hashed" and text.path:
-        raise ConfigError("text.path", text.path, "kind 'hashed' reads no files; leave it empty")
-    if text.kind != "hashed" and not text.path:
-        raise ConfigError("text.path", text.path, f"kind {text.kind!r} needs it")
-    fixed = {"hashed": "no", "cached": "yes"}.get(text.kind, text.frozen)
-    if text.frozen != fixed:
-        raise ConfigError("text.frozen", text.frozen, f"kind {text.kind!r} allows {fixed!r} alone")
 
 
 def _check_range(name: str, value: tuple, upper: float | None) -> None:

@@ -17,6 +17,10 @@ EXTRAS = (
     "spiece.model", "preprocessor_config.json",
 )  # fmt: skip
 CONTENT = ("*.json", "*.safetensors", "*.model", "*.txt")  # what a fingerprint covers
+# Of a checkpoint of ours: its manifest names the files that its arrays lie in.
+RUN_CONTENT = ("meta/metadata", "state/manifest.ocdbt")
+CHECKPOINTS = "checkpoints"  # what makes a folder the workdir of a run of ours
+META = "meta.json"  # of a folder of cached embeddings
 
 
 @functools.lru_cache
@@ -103,16 +107,41 @@ def read_json(folder: Path, name: str, key: str) -> dict[str, Any]:
         raise ConfigError(key, str(folder / name), f"cannot be read: {error}") from error
 
 
+def is_run(folder: Path) -> bool:
+    """Is the folder the workdir of a run of ours?"""
+    return (folder / CHECKPOINTS).is_dir()
+
+
+def newest_checkpoint(workdir: Path, where: tuple[str, str]) -> Path:
+    """Folder of the newest finished checkpoint of a run of ours.
+
+    Args:
+      workdir: of the run.
+      where: configuration key and path, for errors.
+
+    Raises:
+      ConfigError: there is none.
+    """
+    steps = [p for p in (workdir / CHECKPOINTS).glob("*") if p.name.isdigit()]
+    if not steps:
+        raise ConfigError(*where, "holds no finished checkpoint; train first")
+    return max(steps, key=lambda p: int(p.name))
+
+
 @functools.lru_cache
 def fingerprint(path: str, key: str) -> str:
     """16 hex digits of the bytes of weights, configuration and tokenizer, wherever they lie.
+
+    Of a run of ours: of what tells its newest checkpoint from any other.
 
     Raises:
       ConfigError: see :func:`locate`.
     """
     folder = locate(path, key)
+    run = is_run(folder)
+    folder = newest_checkpoint(folder, (key, path)) if run else folder
     digest = hashlib.sha256()
-    for file in sorted({f for pattern in CONTENT for f in folder.glob(pattern)}):
+    for file in sorted({f for p in (RUN_CONTENT if run else CONTENT) for f in folder.glob(p)}):
         with open(file, "rb") as stream:
             content = hashlib.file_digest(stream, "sha256").hexdigest()
         digest.update(f"{file.name}/{content}\n".encode())

@@ -23,6 +23,8 @@ PREDICTOR_DEPTHS = {"Ti": 6, "S": 6, "B": 6, "L": 12, "H": 12, "g": 16}
 # none of their widths: 12 heads are our choice.
 CROSSERS: dict[str, tuple[int, int]] = {"small": (4, 8), "medium": (6, 12), "large": (8, 12)}
 
+RANDOM = "random"  # in place of the path of a frozen tower: an untrained one
+
 
 def key(default: Any, doc: str) -> Any:
     """A configuration key: its default and one line of documentation."""
@@ -72,7 +74,11 @@ class TextConfig:
         "pretrained tower: folder with config.json, safetensors and tokenizer, package:NAME of an "
         "installed Python package, or hub:OWNER/MODEL; cached: the folder of the embeddings",
     )
-    frozen: str = key("", "yes or no: is the tower left as it is? empty: all but hashed are")
+    frozen: str = key(
+        "",
+        "yes or no: is the tower left as it is? empty: all but hashed are, in tijepa hashed too, "
+        "in crossmodal and contrastive cached alone",
+    )
     weights_dtype: str = key(
         "float32", "float32 or bfloat16: how the matrices of a frozen tower are stored"
     )
@@ -82,7 +88,7 @@ class TextConfig:
     captions: int = key(4, "N, captions drawn an image and step, without replacement")
     words: int = key(16, "S, tokens a caption; longer ones are cut")
     vocabulary: int = key(8192, "hashed: rows of the word-piece embedding")
-    width: int = key(128, "hashed: E, width of a word embedding")
+    width: int = key(128, "hashed: E, width of a word embedding; other towers bring their own")
     depth: int = key(1, "hashed: transformer blocks over the words of a caption")
     heads: int = key(4, "hashed: attention heads of those blocks")
 
@@ -136,11 +142,12 @@ class FrozenConfig:
 
     image: str = key(
         "",
-        "workdir whose target encoder is the frozen image tower; random: an untrained one, for "
+        "image tower: workdir of ours (its target encoder); ViT, I-JEPA or DINOv2 as a folder, "
+        "package:NAME or hub:OWNER/MODEL, described by encoder; random: an untrained one, for "
         "tests and as a control",
     )
     text: str = key(
-        "random", "workdir whose text tower is the frozen one; random: an untrained one"
+        RANDOM, "text.kind hashed: workdir whose text tower it is; random: an untrained one"
     )
 
 
@@ -149,7 +156,9 @@ class TIJepaConfig:
     """TI-JEPA: the crosser, which lets image patches read the caption behind frozen towers."""
 
     variant: str = key("small", "small, medium or large; empty: depth and heads as given")
-    width: int = key(0, "H, width of the crosser; 0: that of the words, as published")
+    width: int = key(
+        0, "H, width of the crosser; published: that of the words; 0: text.width (kind hashed)"
+    )
     depth: int = key(0, "blocks; filled in from the variant")
     heads: int = key(0, "attention heads; filled in from the variant")
     parity: bool = key(

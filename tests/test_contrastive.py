@@ -97,10 +97,10 @@ def loss(objective, params, batch):
 def test_the_objective_is_the_formula_on_pooled_features(kind):
     objective, params, batch = case(kind)
     value, metrics = jax.jit(functools.partial(loss, objective))(params, batch)
-    embedded = jax.jit(objective.embed)(params, batch)
+    embedded = jax.jit(objective.embed)(params, {}, batch)
     assert list(np.flatnonzero(~np.asarray(embedded.valid))) == [3]
     patches = objective.encoder.apply({"params": params["image"]}, batch["image"])
-    words = objective.text.apply({"params": params["text"]}, batch["word_ids"], batch["word_mask"])
+    words = objective.captions.words(params, {}, batch).states
     kept = [i for i in range(len(patches)) if i != 3]
     pooled = [np.asarray(patches).mean(axis=1)[kept]]
     pooled += [np.stack([np.asarray(words[i])[batch["word_mask"][i]].mean(axis=0) for i in kept])]

@@ -41,7 +41,7 @@ class Bench:
         return self._loss(self.params, self.target, *args)
 
     def sides(self, **changed):
-        return self._sides(self.params, self.target, self.batch | changed, jax.random.key(3))
+        return self._sides(self.params, self.target, {}, self.batch | changed, jax.random.key(3))
 
     def energy(self, **changed):
         args = {}, self.batch | changed, jax.random.key(2)
@@ -63,9 +63,9 @@ def oracle(one, pooled=False):
     o, batch, (b, n) = one.objective, one.batch, one.batch["caption_mask"].shape
     tokens = np.asarray(o.encoder.apply({"params": one.target["image"]}, batch["image"]))
     mask = batch["word_mask"]
-    words = o.text.apply({"params": one.target["text"]}, batch["word_ids"], mask)
+    words = o.captions.module.apply({"params": one.target["text"]}, batch["word_ids"], mask)
     words, out = np.asarray(words, np.float64), np.zeros((b, n, 2))
-    images, texts = o.sides(one.params, one.target, batch, jax.random.key(0))
+    images, texts = o.sides(one.params, one.target, {}, batch, jax.random.key(0))
     to_image = np.asarray(o._predict(one.params, "to_image", texts, o._repeat(images, n)))
     to_text = np.asarray(o._predict(one.params, "to_text", o._repeat(images, n), texts))
     for i in range(b):
@@ -104,7 +104,7 @@ def test_matrix_products_give_the_energies_of_pairs_one_by_one(targets):
 
     @jax.jit
     def slow(params, target, batch):
-        sides = one.objective.sides(params, target, batch, jax.random.key(2))
+        sides = one.objective.sides(params, target, {}, batch, jax.random.key(2))
         return one.objective.all_pairs_one_by_one(params, *sides)
 
     there = one.batch["caption_mask"].reshape(-1)
@@ -159,7 +159,7 @@ def test_energies_with_own_context_are_means_over_masks():
 
     @jax.jit
     def single(params, target, batch, key):
-        sides = one.objective.sides(params, target, batch, key)
+        sides = one.objective.sides(params, target, {}, batch, key)
         return one.objective.all_pairs_one_by_one(params, *sides)
 
     keys = jax.random.split(jax.random.key(2), 2)

@@ -20,10 +20,6 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 KEY = "image.path"
-SMALL = {
-    "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3, "image_size": 32,
-    "patch_size": 8, "attn_implementation": "eager",
-}  # fmt: skip
 # transformers 4 wrote these names; files on the hub still have them.
 OLD = {
     r"^layers\.": "encoder.layer.",
@@ -34,18 +30,6 @@ OLD = {
     r"attention\.o_proj": "attention.output.dense",
 }
 OLD_MLP = {r"mlp\.fc1": "intermediate.dense", r"mlp\.fc2": "output.dense"}
-
-
-def make(kind):
-    if kind == "ijepa":
-        config = transformers.IJepaConfig(intermediate_size=80, layer_norm_eps=1e-6, **SMALL)
-        model = transformers.IJepaModel(config)
-    elif kind == "vit":
-        config = transformers.ViTConfig(intermediate_size=80, **SMALL)
-        model = transformers.ViTModel(config)
-    else:
-        model = transformers.Dinov2Model(transformers.Dinov2Config(mlp_ratio=2, **SMALL))
-    return towers.randomise(model)
 
 
 def images(size=32, count=3):
@@ -75,7 +59,7 @@ def rename(folder, old):
 
 @pytest.mark.parametrize("kind", ["ijepa", "vit", "dinov2"])
 def test_features_equal_transformers_under_the_names_of_either_version(tmp_path, kind):
-    model = make(kind)
+    model = towers.IMAGE_MAKERS[kind]()
     expected = theirs(model, images(), 0 if kind == "ijepa" else 1)
     scale = np.abs(expected).max()
     model.save_pretrained(tmp_path, save_original_format=False)
@@ -87,14 +71,14 @@ def test_features_equal_transformers_under_the_names_of_either_version(tmp_path,
 
 @pytest.mark.parametrize("size", [16, 48, 56])
 def test_positions_for_another_image_size_equal_transformers(tmp_path, size):
-    model = make("dinov2")
+    model = towers.dinov2()
     model.save_pretrained(tmp_path)
     expected = theirs(model, images(size), 1)
     assert np.abs(ours(tmp_path, images(size)) - expected).max() < 1e-5 * np.abs(expected).max()
 
 
 def test_pixels_are_normalised_as_the_folder_says(tmp_path):
-    make("vit").save_pretrained(tmp_path)
+    towers.vit().save_pretrained(tmp_path)
     mean, std = [0.5, 0.5, 0.5], [0.25, 0.25, 0.25]
     (tmp_path / "preprocessor_config.json").write_text(
         f'{{"image_mean": {mean}, "image_std": {std}}}'
@@ -105,7 +89,7 @@ def test_pixels_are_normalised_as_the_folder_says(tmp_path):
 
 
 def test_an_ijepa_folder_with_the_fixed_positions_serves_our_encoder(tmp_path):
-    model = make("ijepa")
+    model = towers.ijepa()
     where = (KEY, str(tmp_path))
     model.save_pretrained(tmp_path)
     module = frozen_vit.build(str(tmp_path), KEY, 32)
@@ -115,14 +99,14 @@ def test_an_ijepa_folder_with_the_fixed_positions_serves_our_encoder(tmp_path):
         model.embeddings.position_embeddings.copy_(torch.tensor(sincos_table(48, 4))[None])
     model.save_pretrained(tmp_path)
     params = frozen_vit.as_vit(frozen_vit.load(str(tmp_path), KEY, module), 4, where)
-    encoder = vit.ViT(32, 8, 48, 2, 3, 80)
+    encoder = vit.ViT(32, 8, 48, 2, 3, 96)
     expected = theirs(model, images(), 0)
     found = np.asarray(encoder.apply({"params": params}, images()))
     assert np.abs(found - expected).max() < 1e-5 * np.abs(expected).max()
 
 
 def test_variants_that_are_not_here_are_refused_by_name(tmp_path):
-    config = transformers.Dinov2Config(use_swiglu_ffn=True, **SMALL)
+    config = transformers.Dinov2Config(use_swiglu_ffn=True, **towers.IMAGE_SIZES)
     transformers.Dinov2Model(config).save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match="use_swiglu_ffn = True"):
         frozen_vit.build(str(tmp_path), KEY, 32)

@@ -11,6 +11,7 @@ import pytest
 from jepa_vl import objectives, tree
 from jepa_vl.config import ConfigError, defaults, resolve
 from jepa_vl.models.crosser import Crosser
+from jepa_vl.models.layers import sincos_table
 from tests import torch_names
 from tests.shared import shared
 from tests.test_golden_ijepa import assert_close, assert_trees_close, weights
@@ -181,38 +182,42 @@ def test_crossers_have_the_published_number_of_parameters(variant, width, publis
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"frozen.image": ""}, "frozen.image = '': the workdir"),
+        ({"frozen.image": ""}, "frozen.image = '': a workdir of ours, a pretrained folder"),
         ({"tijepa.variant": "base"}, "tijepa.variant"),
         ({"tijepa.variant": "large", "tijepa.depth": 0}, "variant 'large' has 12"),
         ({"tijepa.width": 15}, "a multiple of heads = 2"),
-        ({"tijepa.parity": True, "tijepa.width": 32}, "with parity words are not projected"),
+        ({"tijepa.parity": True, "tijepa.width": 32}, "16, that of the words: with parity"),
+        ({"text.frozen": "no"}, "text.frozen = 'no': objective 'tijepa' allows 'yes' alone"),
     ],
 )
 def test_bad_values_are_refused(overrides, message):
     with pytest.raises(ConfigError, match=message):
-        tiny(objective="tijepa", **overrides)
+        objectives.build(tiny(objective="tijepa", **overrides))
 
 
 @pytest.mark.usefixtures("quick_compilation")
 def test_frozen_towers_come_out_of_a_run_of_ours(tmp_path):
     from jepa_vl import sharding
     from jepa_vl.training import state as train_state
-    from jepa_vl.training.checkpoint import Checkpoints
+    from jepa_vl.training.checkpoint import Checkpoints, provenance
 
     config = tiny(seed=3, **{"mesh.data": 1})
     objective = objectives.build(config)
     mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
     state = train_state.create(config, objective, train_state.batch_spec(config), mesh)
     checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(state, 5, {}, {})
+    checkpoints.save(state, 5, {}, provenance(config))
     checkpoints.close()
     named = {"frozen.image": str(tmp_path), "frozen.text": str(tmp_path)}
     frozen = objectives.build(tiny(objective="tijepa", **named)).load_frozen()
+    np.testing.assert_array_equal(frozen["image"].pop("position"), sincos_table(32, 4))
     jax.tree.map(np.testing.assert_array_equal, frozen["image"], state.target)
     jax.tree.map(np.testing.assert_array_equal, frozen["text"], state.params["text"])
-    deeper = objectives.build(tiny(objective="tijepa", **named, **{"encoder.depth": 2}))
-    with pytest.raises(ConfigError, match=r"(?s)frozen.image.*missing block_1"):
-        deeper.load_frozen()
-    with pytest.raises(ConfigError, match="holds no checkpoint"):
-        nowhere = {"frozen.image": str(tmp_path / "nowhere")}
-        objectives.build(tiny(objective="tijepa", **nowhere)).load_frozen()
+    for changed, message in (
+        ({"encoder.depth": 2}, r"frozen.image.*encoder.depth = 2 \(there: 1\)$"),
+        ({"text.width": 8}, r"(?s)frozen.text.*no text tower that fits.*misshapen word_embedding"),
+        ({"frozen.image": str(tmp_path / "nowhere")}, "no such folder"),
+        ({"frozen.text": str(tmp_path / "checkpoints")}, "holds no finished checkpoint"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            objectives.build(tiny(objective="tijepa", **named | changed)).load_frozen()

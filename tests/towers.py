@@ -76,4 +76,36 @@ def bert(folder, spread=0.2, **save):
     return model
 
 
+IMAGE_SIZES = {
+    "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3, "image_size": 32,
+    "patch_size": 8, "attn_implementation": "eager",
+}  # fmt: skip
+
+
+def ijepa():
+    """An I-JEPA of two layers and 16 patches; its positions are random too."""
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("torch")
+    config = transformers.IJepaConfig(intermediate_size=96, layer_norm_eps=1e-6, **IMAGE_SIZES)
+    return randomise(transformers.IJepaModel(config))
+
+
+def vit():
+    """A ViT with a class token and an eps of 1e-12."""
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("torch")
+    config = transformers.ViTConfig(intermediate_size=96, **IMAGE_SIZES)
+    return randomise(transformers.ViTModel(config))
+
+
+def dinov2():
+    """A DINOv2 with a class token and LayerScale."""
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("torch")
+    return randomise(
+        transformers.Dinov2Model(transformers.Dinov2Config(mlp_ratio=2, **IMAGE_SIZES))
+    )
+
+
 MAKERS = {"t5": t5, "bert": bert}
+IMAGE_MAKERS = {"ijepa": ijepa, "vit": vit, "dinov2": dinov2}

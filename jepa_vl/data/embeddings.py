@@ -20,11 +20,11 @@ import numpy as np
 from jepa_vl.config import ConfigError
 from jepa_vl.data.tokenizers import FILE as TOKENIZER
 from jepa_vl.data.tokenizers import PATH
-from jepa_vl.pretrained import HUB, PACKAGE, fingerprint, locate, read_json
+from jepa_vl.pretrained import HUB, META, PACKAGE, fingerprint, locate, read_json
 from jepa_vl.schema import TextConfig
 from jepa_vl.shapes import Array
 
-RECORDS, INDEX, META = "embeddings.array_record", "index.npz", "meta.json"
+RECORDS, INDEX = "embeddings.array_record", "index.npz"
 DTYPES: dict[str, Any] = {
     "float16": np.float16,
     "bfloat16": ml_dtypes.bfloat16,

@@ -16,6 +16,8 @@ import numpy as np
 from jepa_vl.config import Config, ConfigError, reads_text
 from jepa_vl.data import controls, masking, tokenizers, transforms, worker
 from jepa_vl.data.sources import Source
+from jepa_vl.methods import tower_files
+from jepa_vl.pretrained import fingerprint
 from jepa_vl.shapes import Array
 
 Batch = dict[str, Array]
@@ -195,7 +197,7 @@ def eval_batches(
 
 
 def describe(config: Config, source: Source) -> dict[str, Any]:
-    """What the order of batches depends on: the data item of a checkpoint."""
+    """What the order of batches depends on, and frozen towers: the data item of a checkpoint."""
     return {
         "seed": config.seed,
         "fingerprint": source.fingerprint,
@@ -203,6 +205,7 @@ def describe(config: Config, source: Source) -> dict[str, Any]:
         "name": source.name,
         "images": len(source),
         **(tokenizers.describe(config.text) if reads_text(config) else {}),
+        **{key: fingerprint(path, key) for key, path in tower_files(config).items()},
     }
 
 

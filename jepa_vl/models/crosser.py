@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jepa_vl.models.frozen_vit import FrozenViT
 from jepa_vl.models.layers import Dense, LayerNorm, Mlp
-from jepa_vl.models.vit import ViT
 from jepa_vl.schema import TIJepaConfig
 from jepa_vl.shapes import Array, check_shape
 from jepa_vl.sharding import constrain
@@ -112,7 +112,7 @@ class CrossedImage(nn.Module):
 
     FEATURES: ClassVar[str] = "of the crosser, which reads no caption and has no final LayerNorm"
 
-    image: ViT
+    image: FrozenViT
     crosser: Crosser
     text_width: int
 

@@ -1,6 +1,5 @@
 """Pretrained image towers: ViT, I-JEPA and DINOv2 of Hugging Face, and our own runs."""
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,12 +9,14 @@ import numpy as np
 from flax import linen as nn
 
 from jepa_vl import tree
-from jepa_vl.config import ConfigError, resolve
-from jepa_vl.models import fast, vit, weights
-from jepa_vl.models.layers import EPS, NORMAL, Attention, LayerNorm, Mlp, sincos_table
+from jepa_vl.config import ConfigError
+from jepa_vl.models import fast, runs, vit, weights
+from jepa_vl.models.layers import EPS, NORMAL, Attention, LayerNorm, Mlp, gather, sincos_table
 from jepa_vl.models.weights import Rule, conv, dense, flat, norm, require
-from jepa_vl.pretrained import locate, read_json
+from jepa_vl.pretrained import is_run, locate, read_json
+from jepa_vl.schema import EncoderConfig
 from jepa_vl.shapes import Array, PyTree, check_shape
+from jepa_vl.sharding import constrain
 
 PREPROCESSOR = "preprocessor_config.json"
 
@@ -42,6 +43,11 @@ class VitShape(NamedTuple):
     mean: tuple[float, float, float] = vit.IMAGENET_MEAN
     std: tuple[float, float, float] = vit.IMAGENET_STD
 
+    @property
+    def side(self) -> int:
+        """Of the square input, pixels."""
+        return self.grid * self.patch
+
 
 class Scale(nn.Module):
     """LayerScale (arXiv 2103.17239): one factor a channel."""
@@ -59,49 +65,57 @@ class FrozenBlock(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """[B, T, D] -> [B, T, D] float32."""
+    def __call__(self, x: Array, key_valid: Array | None = None) -> Array:
+        """[B, T, D], optional bool [B, T] -> [B, T, D] float32."""
         c = self.shape
 
         def add(x: Array, y: Array, number: int) -> Array:
             return x + (Scale(name=f"scale{number}")(y) if c.layer_scale else y.astype(jnp.float32))
 
-        attended = Attention(c.heads, self.dtype, name="attn")(LayerNorm(c.eps, name="norm1")(x))
-        x = add(x, attended, 1)
-        return add(x, Mlp(c.hidden, self.dtype, name="mlp")(LayerNorm(c.eps, name="norm2")(x)), 2)
+        attention = Attention(c.heads, self.dtype, name="attn")
+        x = add(x, attention(LayerNorm(c.eps, name="norm1")(x), key_valid), 1)
+        x = add(x, Mlp(c.hidden, self.dtype, name="mlp")(LayerNorm(c.eps, name="norm2")(x)), 2)
+        return constrain(x, "batch", None, "embed")
 
 
 class FrozenViT(nn.Module):
-    """A ViT with learned positions; its parameters are those of ``vit.ViT`` and more."""
+    """A ViT with stored positions; its parameters are those of ``vit.ViT`` and more."""
 
     shape: VitShape
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, images: Array) -> Array:
-        """Encodes all patches.
+    def __call__(
+        self, images: Array, ctx_idx: Array | None = None, ctx_valid: Array | None = None
+    ) -> Array:
+        """Encodes all patches, or the visible ones alone.
 
         Args:
           images: [B, H, W, 3], uint8 or normalised float32; H = W = grid x patch.
+          ctx_idx: optional int32 [B, K], the visible patches; the others are never read.
+          ctx_valid: optional bool [B, K], False where ctx_idx is padding.
 
         Returns:
-          [B, T, D] float32, after the final LayerNorm; the class token is left out.
+          [B, T, D] or [B, K, D] float32, after the final LayerNorm; the class token is left out.
         """
         c = self.shape
-        side = c.grid * c.patch
-        check_shape("images", images, "B H W 3", H=side, W=side)
+        check_shape("images", images, "B H W 3", H=c.side, W=c.side)
         kernel = self.param("patch_kernel", NORMAL, (c.patch, c.patch, 3, c.width))
         bias = self.param("patch_bias", nn.initializers.zeros, (c.width,))
         position = self.param("position", NORMAL, (c.cls + c.grid**2, c.width))
-        patches = vit.patchify(vit.normalise(images, c.mean, c.std), c.patch).astype(self.dtype)
-        x = fast.dense(patches, kernel.reshape(-1, c.width).astype(self.dtype))
-        x = x.astype(jnp.float32) + bias
+        patches = vit.patchify(vit.normalise(images, c.mean, c.std), c.patch)
+        first, place = position[: c.cls].astype(jnp.float32), position[c.cls :].astype(jnp.float32)
+        if ctx_idx is not None:
+            patches, place = gather(patches, ctx_idx), place[ctx_idx]
+        x = fast.dense(patches.astype(self.dtype), kernel.reshape(-1, c.width).astype(self.dtype))
+        x = x.astype(jnp.float32) + bias + place
         if c.cls:
-            first = jnp.broadcast_to(self.param("cls", NORMAL, (c.width,)), (len(x), 1, c.width))
-            x = jnp.concatenate([first, x], axis=1)
-        x = x + position.astype(jnp.float32)
+            first = first + self.param("cls", NORMAL, (c.width,))
+            x = jnp.concatenate([jnp.broadcast_to(first, (len(x), *first.shape)), x], axis=1)
+        if ctx_valid is not None:  # the class token always is
+            ctx_valid = jnp.pad(ctx_valid, ((0, 0), (c.cls, 0)), constant_values=True)
         for i in range(c.depth):
-            x = FrozenBlock(c, self.dtype, name=f"block_{i}")(x)
+            x = FrozenBlock(c, self.dtype, name=f"block_{i}")(x, ctx_valid)
         return LayerNorm(c.eps, name="norm")(x)[:, c.cls :]
 
 
@@ -194,22 +208,53 @@ def resize_positions(table: Array, cls: int, grid: int) -> Array:
     return np.concatenate([first, square.reshape(grid * grid, -1).astype(np.float32)])
 
 
-def build(path: str, key: str, image_size: int, dtype: Any = jnp.float32) -> FrozenViT:
-    """The tower that lies at a path, for square images of a size.
+def shape_of(encoder: EncoderConfig) -> VitShape:
+    """What our own encoder is, as a tower: fixed positions, no class token."""
+    c = encoder
+    return VitShape(
+        c.grid, c.patch_size, c.width, c.depth, c.heads, c.mlp_width, EPS, 0, layer_scale=False
+    )
+
+
+def native_shape(path: str, key: str) -> VitShape:
+    """What the tower at a path was trained as.
 
     Args:
       path: a Hugging Face folder, or the workdir of a run of ours; see ``pretrained.locate``.
       key: configuration key of the path, for errors.
+
+    Raises:
+      ConfigError: no tower there, or a variant that is not here.
+    """
+    folder, where = locate(path, key), (key, path)
+    if is_run(folder):
+        return shape_of(runs.read_config(folder, where).encoder)
+    there = (folder / PREPROCESSOR).is_file()
+    preprocessor = read_json(folder, PREPROCESSOR, key) if there else {}
+    return read_shape(read_json(folder, "config.json", key), preprocessor, where)
+
+
+def build(path: str, key: str, image_size: int, dtype: Any = jnp.float32) -> FrozenViT:
+    """The tower that lies at a path, for square images of a size.
+
+    Args:
+      path, key: see :func:`native_shape`.
       image_size: pixels, a multiple of the tower's patch.
       dtype: of matrix products.
 
     Raises:
       ConfigError: no tower there, or the size does not fit.
     """
-    shape = _shape(locate(path, key), (key, path))
+    shape = native_shape(path, key)
     if image_size % shape.patch:
         raise ConfigError(key, path, f"{image_size} px is no multiple of its patch {shape.patch}")
     return FrozenViT(shape._replace(grid=image_size // shape.patch), dtype)
+
+
+def expected(shape: VitShape) -> PyTree:
+    """Shapes of a tower's parameters; nothing is computed."""
+    images = jax.ShapeDtypeStruct((1, shape.side, shape.side, 3), jnp.uint8)
+    return weights.expected(FrozenViT(shape), images)
 
 
 def load(path: str, key: str, module: FrozenViT, dtype: Any = jnp.float32) -> PyTree:
@@ -218,16 +263,20 @@ def load(path: str, key: str, module: FrozenViT, dtype: Any = jnp.float32) -> Py
     Raises:
       ConfigError: the files do not fit; lists how.
     """
-    folder, where = locate(path, key), (key, path)
-    native = FrozenViT(_shape(folder, where))
-    side = native.shape.grid * native.shape.patch
-    like = weights.expected(native, jax.ShapeDtypeStruct((1, side, side, 3), jnp.uint8))
-    if _is_run(folder):
-        params = _from_run(folder, like, where, dtype)
+    folder, where, native = locate(path, key), (key, path), native_shape(path, key)
+    if is_run(folder):
+        params = _from_run(folder, native, where, dtype)
     else:
-        params = weights.load(folder, RULES, like, where, dtype)
-    position = resize_positions(params["position"], native.shape.cls, module.shape.grid)
+        params = weights.load(folder, RULES, expected(native), where, dtype)
+    position = resize_positions(params["position"], native.cls, module.shape.grid)
     return {**params, "position": position.astype(dtype)}
+
+
+def untrained(shape: VitShape, rng: Array) -> PyTree:
+    """Random weights, with the fixed positions of our own encoder."""
+    images = jnp.zeros((1, shape.side, shape.side, 3), jnp.uint8)
+    params = jax.jit(FrozenViT(shape).init)(rng, images)["params"]
+    return {**params, "position": sincos_table(shape.width, shape.grid)}
 
 
 def as_vit(params: PyTree, grid: int, where: tuple[str, str]) -> PyTree:
@@ -253,45 +302,9 @@ def as_vit(params: PyTree, grid: int, where: tuple[str, str]) -> PyTree:
     return {name: value for name, value in params.items() if name != "position"}
 
 
-def _is_run(folder: Path) -> bool:
-    return (folder / "checkpoints").is_dir()
-
-
-def _shape(folder: Path, where: tuple[str, str]) -> VitShape:
-    if not _is_run(folder):
-        there = (folder / PREPROCESSOR).is_file()
-        preprocessor = read_json(folder, PREPROCESSOR, where[0]) if there else {}
-        return read_shape(read_json(folder, "config.json", where[0]), preprocessor, where)
-    meta = _newest(folder, where) / "meta" / "metadata"
-    c = resolve(json.loads(meta.read_text())["config"]).encoder
-    return VitShape(
-        c.grid, c.patch_size, c.width, c.depth, c.heads, c.mlp_width, EPS, 0, layer_scale=False
-    )
-
-
-def _newest(workdir: Path, where: tuple[str, str]) -> Path:
-    steps = [p for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()]
-    if not steps:
-        raise ConfigError(*where, "holds no finished checkpoint")
-    return max(steps, key=lambda p: int(p.name))
-
-
-def _from_run(workdir: Path, like: PyTree, where: tuple[str, str], dtype: Any) -> PyTree:
-    """The target encoder of the newest checkpoint; nothing else of the state is read."""
-    import orbax.checkpoint as ocp
-
-    wanted = {name: value for name, value in like.items() if name != "position"}
-    state = _newest(workdir, where) / "state"
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        stored = checkpointer.metadata(state).item_metadata.tree["target"]
-        problems = tree.diff(wanted, stored)
-        if problems:
-            raise ConfigError(*where, "its target is no ViT:\n  " + "\n  ".join(problems[:12]))
-        kinds = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
-        restore = ocp.args.PyTreeRestore(  # pyright: ignore[reportCallIssue]
-            item={"target": wanted}, restore_args={"target": kinds}, partial_restore=True
-        )
-        target = checkpointer.restore(state, args=restore)["target"]
-    grid = round(like["position"].shape[0] ** 0.5)
-    target = {**target, "position": sincos_table(like["position"].shape[1], grid)}
-    return jax.tree.map(lambda x: x.astype(dtype) if x.ndim > 1 else x, target)
+def _from_run(workdir: Path, shape: VitShape, where: tuple[str, str], dtype: Any) -> PyTree:
+    """The target encoder of a run; its positions, fixed there, are stored here."""
+    like = {name: leaf for name, leaf in expected(shape).items() if name != "position"}
+    params = runs.read(workdir, "image", like, where)
+    params = {**params, "position": sincos_table(shape.width, shape.grid)}
+    return jax.tree.map(lambda x: x.astype(dtype) if x.ndim > 1 else x, params)

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jepa_vl.config import ConfigError
-from jepa_vl.models import bert, gte, t5, weights
+from jepa_vl.models import bert, gte, runs, t5, weights
 from jepa_vl.models.layers import NORMAL, Block, LayerNorm
 from jepa_vl.models.weights import Rule
-from jepa_vl.pretrained import locate, read_json
+from jepa_vl.pretrained import META, locate, read_json
 from jepa_vl.schema import TextConfig
 from jepa_vl.shapes import Array, PyTree, check_shape
 
@@ -87,20 +87,29 @@ FAMILIES = {
 }
 
 
+def _read_shape(config: TextConfig) -> Any:
+    where, folder = (PATH, config.path), locate(config.path, PATH)
+    return FAMILIES[config.kind].read_shape(read_json(folder, "config.json", PATH), where)
+
+
 def _pretrained(config: TextConfig, dtype: Any) -> nn.Module:
-    family, where = FAMILIES[config.kind], (PATH, config.path)
-    shape = family.read_shape(read_json(locate(config.path, PATH), "config.json", PATH), where)
+    shape = _read_shape(config)
     positions = getattr(shape, "positions", config.words)
     if config.words > positions:
         rule = f"at most {positions}, the positions that {config.path} knows"
         raise ConfigError("text.words", config.words, rule)
-    return family.encoder(shape, dtype)
+    return FAMILIES[config.kind].encoder(shape, dtype)
 
 
 TOWERS: dict[str, Callable[[TextConfig, Any], nn.Module]] = {
     "hashed": HashedText,
     "cached": lambda config, dtype: CachedText(),
     **dict.fromkeys(FAMILIES, _pretrained),
+}
+WIDTHS: dict[str, Callable[[TextConfig], int]] = {
+    "hashed": lambda config: config.width,
+    "cached": lambda config: read_json(locate(config.path, PATH), META, PATH)["width"],
+    **dict.fromkeys(FAMILIES, lambda config: _read_shape(config).width),
 }
 
 
@@ -113,6 +122,26 @@ def build(config: TextConfig, dtype: Any = jnp.float32) -> nn.Module:
     return TOWERS[config.kind](config, dtype)
 
 
+def width(config: TextConfig) -> int:
+    """E, channels of a word: ``text.width`` of the built-in tower, else what its files say.
+
+    Raises:
+      ConfigError: see :func:`build`.
+    """
+    return WIDTHS[config.kind](config)
+
+
+def expected(config: TextConfig) -> PyTree:
+    """Shapes of a tower's parameters, for any kind but cached; weights are not read.
+
+    Raises:
+      ConfigError: see :func:`build`.
+    """
+    ids = jax.ShapeDtypeStruct((1, 1, config.words), jnp.int32)
+    mask = jax.ShapeDtypeStruct(ids.shape, jnp.bool_)
+    return weights.expected(build(config), ids, mask)
+
+
 def load(config: TextConfig) -> PyTree:
     """The weights of a pretrained tower: numpy arrays, matrices in ``text.weights_dtype``.
 
@@ -122,8 +151,19 @@ def load(config: TextConfig) -> PyTree:
       ConfigError: the files do not fit; lists how.
     """
     folder, where = locate(config.path, PATH), (PATH, config.path)
-    ids = jax.ShapeDtypeStruct((1, 1, config.words), jnp.int32)
-    mask = jax.ShapeDtypeStruct(ids.shape, jnp.bool_)
-    like = weights.expected(build(config), ids, mask)
     dtype = jnp.dtype(config.weights_dtype if config.frozen == "yes" else "float32")
-    return weights.load(folder, FAMILIES[config.kind].rules, like, where, dtype)
+    return weights.load(folder, FAMILIES[config.kind].rules, expected(config), where, dtype)
+
+
+def load_from_run(config: TextConfig, path: str, key: str) -> PyTree:
+    """The weights of the built-in tower out of a run of ours: float32 numpy arrays.
+
+    Args:
+      config: of the tower.
+      path: workdir of the run.
+      key: configuration key of the path, for errors.
+
+    Raises:
+      ConfigError: no run there, or none of its parts is such a tower.
+    """
+    return runs.read(locate(path, key), "text", expected(config), (key, path))

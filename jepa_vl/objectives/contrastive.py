@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jepa_vl.config import Config
-from jepa_vl.models import fast, shared_space, text, vit
+from jepa_vl.models import fast, shared_space, vit
 from jepa_vl.objectives.base import (
     Batch,
     masked_pool,
@@ -19,6 +19,7 @@ from jepa_vl.objectives.base import (
     rescale_init,
     tower_spread,
 )
+from jepa_vl.objectives.captions import CaptionTower, ReadsCaptions
 from jepa_vl.shapes import Array, PyTree
 from jepa_vl.sharding import sum_over_rows
 
@@ -83,15 +84,16 @@ LOSSES = {
 
 
 @register("contrastive")
-class Contrastive:
+class Contrastive(ReadsCaptions):
     """Image and caption of a pair close together, those of other pairs of the batch apart.
 
     An image is the mean of its patches, its text the mean over the words of all its N captions,
     each mapped linearly into a shared space. Exact over the global batch, on any mesh; pairs
     without a caption are neither positive nor negative.
 
-    Parameters: ``image``, ``text``, ``head``. Nothing is learnt from an EMA: the target follows
-    the image tower for evaluation alone, as that of the JEPAs is what they are evaluated by.
+    Parameters: ``image``, ``head`` and, unless it is frozen, ``text``. Nothing is learnt from an
+    EMA: the target follows the image tower for evaluation alone, as that of the JEPAs is what they
+    are evaluated by.
     """
 
     def __init__(self, config: Config):
@@ -99,33 +101,23 @@ class Contrastive:
         dtype = jnp.dtype(config.train.dtype)
         self.config = config
         self.encoder = vit.build(config.encoder, dtype)
-        self.text = text.build(config.text, dtype)
+        self.captions: CaptionTower = CaptionTower(config)
         self.head = shared_space.Head(config.contrastive.width, dtype)
         self.criterion = LOSSES[config.contrastive.loss]
 
     def init(self, rng: Array, batch: Batch) -> PyTree:
-        """Parameters, float32: {image, text, head}."""
+        """Parameters, float32: {image, head} and, where the text tower is trained, {text}."""
         keys = jax.random.split(rng, 4)
         image, image_params = self.encoder.init_with_output(keys[0], batch["image"])
-        words, text_params = self.text.init_with_output(
-            keys[1], batch["word_ids"], batch["word_mask"]
-        )
+        text, words = self.captions.init(keys[1], batch)
         head = {
             "image": self.head.init(keys[2], image[:, 0])["params"],
-            "text": self.head.init(keys[3], words[:, 0, 0])["params"],
+            "text": self.head.init(keys[3], words.states[:, 0, 0])["params"],
             # Their names keep both out of the weight decay.
             **{name: jnp.float32(value) for name, value in self.criterion.start.items()},
         }
-        params = {"image": image_params["params"], "text": text_params["params"], "head": head}
+        params = {"image": image_params["params"], "head": head} | text
         return rescale_init(params, self.config.train.init)
-
-    def load_frozen(self) -> PyTree:
-        """Nothing is frozen."""
-        return {}
-
-    def load_initial(self) -> PyTree:
-        """Nothing starts from files."""
-        return {}
 
     def target_of(self, params: PyTree) -> PyTree:
         """The image tower."""
@@ -140,8 +132,8 @@ class Contrastive:
         self, params: PyTree, target: PyTree, frozen: PyTree, batch: Batch, rng: Array, ramp: Array
     ) -> tuple[Array, dict[str, Array], PyTree]:
         """See :class:`jepa_vl.objectives.base.Objective`; aux: rows, the pairs in shared space."""
-        del target, frozen, rng, ramp
-        patches, words, word_valid = self._towers(params, batch)
+        del target, rng, ramp
+        patches, words, word_valid = self._towers(params, frozen, batch)
         rows = self._rows(params, patches, words, word_valid)
         sums = sum_over_rows(self.criterion.sums, rows, _scalars(params))
         count = jnp.maximum(sums["count"], 1.0)
@@ -152,18 +144,14 @@ class Contrastive:
         metrics["target_std/text"] = tower_spread(words, word_valid)
         return total, metrics, {"rows": rows}
 
-    def embed(self, params: PyTree, batch: Batch) -> Rows:
+    def embed(self, params: PyTree, frozen: PyTree, batch: Batch) -> Rows:
         """Pairs in the shared space; the product of an image and a text is their cosine."""
-        return self._rows(params, *self._towers(params, batch))
+        return self._rows(params, *self._towers(params, frozen, batch))
 
-    def _towers(self, params: PyTree, batch: Batch) -> tuple[Array, Array, Array]:
+    def _towers(self, params: PyTree, frozen: PyTree, batch: Batch) -> tuple[Array, Array, Array]:
         """[B, T, D]; words of all captions [B, N * S, E] and bool [B, N * S]."""
         patches: Any = self.encoder.apply({"params": params["image"]}, batch["image"])
-        ids, mask = batch["word_ids"], batch["word_mask"]
-        words: Any = self.text.apply({"params": params["text"]}, ids, mask)
-        b, n, s, width = words.shape
-        valid = (mask & batch["caption_mask"][..., None]).reshape(b, n * s)
-        return patches, words.reshape(b, n * s, width), valid
+        return patches, *self.captions.one_text(params, frozen, batch)
 
     def _rows(self, params: PyTree, patches: Array, words: Array, word_valid: Array) -> Rows:
         pooled = {"image": jnp.mean(patches, axis=1), "text": masked_pool(words, word_valid)}

@@ -8,22 +8,23 @@ import jax
 import jax.numpy as jnp
 
 from jepa_vl.config import Config
-from jepa_vl.models import cross_predictor, text, vit
+from jepa_vl.models import cross_predictor, vit
 from jepa_vl.objectives import losses
 from jepa_vl.objectives.base import Batch, register, rescale_init, tower_spread
-from jepa_vl.objectives.sides import TARGETS, Partial, Pure, Side, image_side, text_side
+from jepa_vl.objectives.captions import CaptionTower, ReadsCaptions
+from jepa_vl.objectives.sides import TARGETS, Encode, Partial, Pure, Side, image_side, text_side
 from jepa_vl.shapes import Array, PyTree
 
 
 @register("crossmodal")
-class CrossModal:
+class CrossModal(ReadsCaptions):
     """L = w_TI |g_TI(f_T(t)) - sg LN(EMA f_I(x))|^2 + w_IT |g_IT(f_I(x)) - sg LN(EMA f_T(t))|^2.
 
     Squared errors are means over width and valid target tokens, then over pairs. A pair is an
     image and one of its captions; an image with N captions is in N pairs.
 
     Parameters: ``image`` and ``text`` (the EMA target follows both), and the predictors
-    ``to_image`` and ``to_text``.
+    ``to_image`` and ``to_text``. A text tower that is frozen is its own EMA: it is in neither.
 
     Limits. Expected targets blur: detail that several captions of an image, or several images of
     a caption, do not share is averaged away. Paired data is needed. A constant would minimise the
@@ -37,7 +38,7 @@ class CrossModal:
         c = config.crossmodal
         self.config = config
         self.encoder = vit.build(config.encoder, dtype)
-        self.text = text.build(config.text, dtype)
+        self.captions: CaptionTower = CaptionTower(config)
         predictor = functools.partial(
             cross_predictor.CrossPredictor,
             grid=config.encoder.grid,
@@ -46,7 +47,7 @@ class CrossModal:
             dtype=dtype,
         )
         self.to_image = predictor(target="image", out_width=config.encoder.width)
-        self.to_text = predictor(target="text", out_width=config.text.width)
+        self.to_text = predictor(target="text", out_width=self.captions.width)
         self.view = Partial(c.context_fraction) if c.context_fraction else Pure()
         self.targets = TARGETS[c.targets]
         # What is predicted from one side alone serves all pairs that this side is in.
@@ -54,15 +55,18 @@ class CrossModal:
         self.energy_masks = c.energy_masks if c.context_fraction else 1
 
     def init(self, rng: Array, batch: Batch) -> PyTree:
-        """Parameters, float32: {image, text, to_image, to_text}."""
+        """Parameters, float32: {image, to_image, to_text} and, where it is trained, {text}."""
         keys = jax.random.split(rng, 5)
-        ids, mask = batch["word_ids"], batch["word_mask"]
-        params = {
-            "image": self.encoder.init(keys[0], batch["image"])["params"],
-            "text": self.text.init(keys[1], ids, mask)["params"],
-        }
-        images, texts = self.sides(params, params, batch, keys[2])
-        images = self._repeat(images, ids.shape[1])
+        params, words = self.captions.init(keys[1], batch)
+        params["image"] = self.encoder.init(keys[0], batch["image"])["params"]
+        image = functools.partial(self._patches, params["image"])
+
+        def nothing(mask: Array) -> Array:
+            del mask
+            return words.states.reshape(-1, *words.states.shape[2:])
+
+        images, texts = self._sides((image, image), (nothing, nothing), batch, keys[2])
+        images = self._repeat(images, batch["caption_mask"].shape[1])
         for key, name, source, own in (
             (keys[3], "to_image", texts, images),
             (keys[4], "to_text", images, texts),
@@ -71,17 +75,9 @@ class CrossModal:
             params[name] = variables["params"]
         return rescale_init(params, self.config.train.init)
 
-    def load_frozen(self) -> PyTree:
-        """Nothing is frozen."""
-        return {}
-
-    def load_initial(self) -> PyTree:
-        """Nothing starts from files."""
-        return {}
-
     def target_of(self, params: PyTree) -> PyTree:
-        """Both towers."""
-        return {name: params[name] for name in ("image", "text")}
+        """The towers that are trained."""
+        return {name: params[name] for name in ("image", "text") if name in params}
 
     def encoder_params(self, target: PyTree, frozen: PyTree) -> PyTree:
         """The image tower."""
@@ -92,8 +88,8 @@ class CrossModal:
         self, params: PyTree, target: PyTree, frozen: PyTree, batch: Batch, rng: Array, ramp: Array
     ) -> tuple[Array, dict[str, Array], PyTree]:
         """See :class:`jepa_vl.objectives.base.Objective`; aux: images, texts, the two sides."""
-        del frozen, ramp
-        images, texts = self.sides(params, target, batch, rng)
+        del ramp
+        images, texts = self.sides(params, target, frozen, batch, rng)
         captions = batch["caption_mask"].shape[1]
         to_image, to_text = self.errors(params, self._repeat(images, captions), texts)
         pair = batch["caption_mask"].reshape(-1) & jnp.any(texts.tgt_valid, axis=-1)
@@ -109,30 +105,38 @@ class CrossModal:
         }
         return total, metrics, {"images": images, "texts": texts}
 
-    def sides(self, params: PyTree, target: PyTree, batch: Batch, rng: Array) -> tuple[Side, Side]:
+    def sides(
+        self, params: PyTree, target: PyTree, frozen: PyTree, batch: Batch, rng: Array
+    ) -> tuple[Side, Side]:
         """What both modalities bring to a pair: B images, and P = B * N captions.
 
         A retrieval evaluator makes the sides of a whole data set batch by batch and hands them to
         :meth:`all_pairs`.
         """
+
+        def encoders(weights: PyTree) -> tuple[Encode, Encode]:
+            words = functools.partial(self._words, weights, frozen, batch)
+            return functools.partial(self._patches, weights["image"]), words
+
+        images, words = zip(encoders(params), encoders(target), strict=True)
+        return self._sides(images, words, batch, rng)
+
+    def _sides(
+        self, image: tuple[Encode, Encode], words: tuple[Encode, Encode], batch: Batch, rng: Array
+    ) -> tuple[Side, Side]:
+        """The sides, by an online and an EMA encoder for each modality."""
         keys = jax.random.split(rng)
-
-        def image(weights: PyTree, *args: Any) -> Any:
-            return self.encoder.apply({"params": weights}, *args)
-
-        def words(weights: PyTree, ids: Array, mask: Array) -> Array:
-            states: Any = self.text.apply({"params": weights}, ids, mask)
-            return states.reshape(-1, *states.shape[2:])
-
-        encode = (
-            functools.partial(image, params["image"]),
-            functools.partial(image, target["image"]),
-        )
-        images = image_side(*encode, batch["image"], self.view, self.targets, keys[0])
-        encode = functools.partial(words, params["text"]), functools.partial(words, target["text"])
         mask = batch["word_mask"] & batch["caption_mask"][..., None]
-        texts = text_side(*encode, batch["word_ids"], mask, self.view, self.targets, keys[1])
-        return images, texts
+        images = image_side(*image, batch["image"], self.view, self.targets, keys[0])
+        return images, text_side(*words, mask, self.view, self.targets, keys[1])
+
+    def _patches(self, weights: PyTree, *args: Array) -> Array:
+        return self.encoder.apply({"params": weights}, *args)  # pyright: ignore[reportReturnType]
+
+    def _words(self, weights: PyTree, frozen: PyTree, batch: Batch, mask: Array) -> Array:
+        """Words [B * N, S, E] that have read those in ``mask``, bool [B, N, S], alone."""
+        states = self.captions.words(weights, frozen, {**batch, "word_mask": mask}).states
+        return states.reshape(-1, *states.shape[2:])
 
     def errors(self, params: PyTree, images: Side, texts: Side) -> tuple[Array, Array]:
         """Squared errors of P pairs, text to image and image to text: float32 [P] each."""
@@ -155,10 +159,9 @@ class CrossModal:
         Returns:
           [B, B * N] float32; columns of captions that are missing hold anything.
         """
-        del frozen
 
         def one(key: Array) -> Array:
-            return self._pairwise(params, *self.sides(params, target, batch, key))
+            return self._pairwise(params, *self.sides(params, target, frozen, batch, key))
 
         return jnp.mean(jax.lax.map(one, jax.random.split(rng, self.energy_masks)), axis=0)
 

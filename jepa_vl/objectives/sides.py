@@ -124,21 +124,20 @@ def image_side(
 
 
 def text_side(
-    online: Encode, ema: Encode, ids: Array, mask: Array, view: Pure | Partial, targets: Targets,
-    key: Array,
-) -> Side:  # fmt: skip
+    online: Encode, ema: Encode, mask: Array, view: Pure | Partial, targets: Targets, key: Array
+) -> Side:
     """The side of captions, one row each.
 
     Args:
-      online, ema: ``(ids, mask) -> word states [B * N, S, E]``, by either tower.
-      ids: int32 [B, N, S]; mask: bool [B, N, S].
+      online, ema: ``words to read, bool [B, N, S] -> states [B * N, S, E]``, by either tower.
+      mask: bool [B, N, S], the words that there are.
       view, targets, key: as for :func:`image_side`.
     """
-    full, valid = online(ids, mask), mask.reshape(-1, mask.shape[-1])
+    full, valid = online(mask), mask.reshape(-1, mask.shape[-1])
     seen = view.text(valid, key)
     shown = full[:, :0]
     if seen.shown.shape[1]:  # the words to predict are hidden from the tower too
-        shown = online(ids, seen.shown_valid.reshape(mask.shape))
+        shown = online(seen.shown_valid.reshape(mask.shape))
     tokens = Tokens(full, _positions(valid), valid)
     own = Tokens(shown, seen.shown, seen.shown_valid)
-    return Side(tokens, own, *targets(ema(ids, mask), valid, seen))
+    return Side(tokens, own, *targets(ema(mask), valid, seen))

@@ -8,15 +8,15 @@ import jax.numpy as jnp
 from jepa_vl.config import Config, reads_text
 from jepa_vl.models import conditioner, predictor, vit
 from jepa_vl.models.conditioner import Reading
-from jepa_vl.objectives import anticollapse, losses
+from jepa_vl.objectives import anticollapse, captions, losses
 from jepa_vl.objectives.base import Batch, encode_targets, register, rescale_init, target_spread
-from jepa_vl.objectives.captions import CaptionTower
+from jepa_vl.objectives.captions import ReadsCaptions
 from jepa_vl.shapes import Array, PyTree
 
 
 @register("ijepa")
 @register("tcjepa")
-class TCJepa:
+class TCJepa(ReadsCaptions):
     """L = L_predict + ramp * (lambda / N sum L_sparse + beta / N sum L_consistency).
 
     The terms of ``anticollapse`` are added where they have a weight.
@@ -29,9 +29,9 @@ class TCJepa:
         """Builds the modules of a resolved configuration; allocates nothing."""
         dtype = jnp.dtype(config.train.dtype)
         self.config = config
-        self.captions = CaptionTower(config) if reads_text(config) else None
+        self.captions = captions.build(config)
         kind = conditioner.CONDITIONERS[config.conditioner.kind]
-        self.maps_words = self.captions is not None and kind.word_level
+        self.maps_words = reads_text(config) and kind.word_level
         self.encoder = vit.build(config.encoder, dtype)
         self.predictor = predictor.Predictor(
             grid=config.encoder.grid,
@@ -46,11 +46,8 @@ class TCJepa:
         """Parameters, float32: {encoder, predictor} and, where a text tower is trained, {text}."""
         keys = jax.random.split(rng, 3)
         images, ctx_idx, tgt_idx = batch["image"], batch["ctx_idx"], batch["tgt_idx"]
-        params = {"encoder": self.encoder.init(keys[0], images)["params"]}
-        words = None
-        if self.captions is not None:
-            text, words = self.captions.init(keys[2], batch)
-            params |= text
+        params, words = self.captions.init(keys[2], batch)
+        params |= {"encoder": self.encoder.init(keys[0], images)["params"]}
         context = jnp.zeros((*ctx_idx.shape, self.config.encoder.width))
         variables = self.predictor.init(keys[1], context, ctx_idx, tgt_idx, words)
         params |= {"predictor": variables["params"]}
@@ -65,14 +62,6 @@ class TCJepa:
         del frozen
         return target
 
-    def load_frozen(self) -> PyTree:
-        """The text tower, where it is pretrained and left as it is."""
-        return self.captions.load_frozen() if self.captions is not None else {}
-
-    def load_initial(self) -> PyTree:
-        """The text tower, where it is pretrained and trained further."""
-        return self.captions.load_initial() if self.captions is not None else {}
-
     def loss(
         self, params: PyTree, target: PyTree, frozen: PyTree, batch: Batch, rng: Array, ramp: Array
     ) -> tuple[Array, dict[str, Array], PyTree]:
@@ -84,7 +73,7 @@ class TCJepa:
         context, stream = vit.encode_with_stream(
             self.encoder, params["encoder"], batch["image"], batch["ctx_idx"], ctx_valid
         )
-        words = self.captions.words(params, frozen, batch) if self.captions is not None else None
+        words = self.captions.words(params, frozen, batch)
         predicted: Any = self.predictor.apply(
             {"params": params["predictor"]},
             context, batch["ctx_idx"], batch["tgt_idx"], words, ctx_valid, tgt_valid,

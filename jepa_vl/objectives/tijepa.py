@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jepa_vl.config import Config
-from jepa_vl.models import crosser, frozen, predictor, text, vit
+from jepa_vl.config import Config, ConfigError
+from jepa_vl.models import crosser, predictor
 from jepa_vl.models.layers import gather
 from jepa_vl.objectives import losses
 from jepa_vl.objectives.base import (
@@ -18,21 +18,20 @@ from jepa_vl.objectives.base import (
     rescale_init,
     target_spread,
 )
+from jepa_vl.objectives.captions import CaptionTower, ReadsCaptions
+from jepa_vl.objectives.frozen_image import FrozenImage
 from jepa_vl.shapes import Array, PyTree
 
 
-def encode_visible(image: vit.ViT, weights: PyTree, batch: Batch, full: Array) -> Array:
+def encode_visible(image: FrozenImage, frozen: PyTree, batch: Batch, full: Array) -> Array:
     """Features [B, K, D] of the visible patches, which have seen no other."""
     del full
-    seen: Any = image.apply(
-        {"params": weights}, batch["image"], batch["ctx_idx"], batch.get("ctx_valid")
-    )
-    return seen
+    return image.visible_patches(frozen, batch)
 
 
-def take_visible(image: vit.ViT, weights: PyTree, batch: Batch, full: Array) -> Array:
+def take_visible(image: FrozenImage, frozen: PyTree, batch: Batch, full: Array) -> Array:
     """The public code's context: tokens [B, K, D] of a pass that saw the patches to predict."""
-    del image, weights
+    del image, frozen
     return gather(full, batch["ctx_idx"])
 
 
@@ -58,13 +57,14 @@ CODES = {False: Code(encode_visible, as_they_are), True: Code(take_visible, over
 
 
 @register("tijepa")
-class TIJepa:
+class TIJepa(ReadsCaptions):
     """L = smooth-L1(predictor(crosser(visible, text)), LN(EMA crosser(all patches, text))).
 
     Parameters: ``crosser`` (the EMA target follows it) and ``predictor``, that of I-JEPA; frozen:
-    ``image`` and ``text``. The captions of an image are read as one text (published: one of them,
-    ``text.captions = 1``). Masks are those of I-JEPA, each target block a sequence of its own;
-    the public code draws one mask a batch and predicts the union of its blocks.
+    ``image`` and ``text`` (published: I-JEPA's H/14 and GTE). The captions of an image are read as
+    one text (published: one of them, ``text.captions = 1``). Masks are those of I-JEPA, each target
+    block a sequence of its own; the public code draws one mask a batch and predicts the union of
+    its blocks.
 
     The public code has defects that are ours only with ``tijepa.parity``: the visible tokens come
     out of a pass over the whole image; words are divided by their norm along the token axis; one
@@ -73,14 +73,21 @@ class TIJepa:
     """
 
     def __init__(self, config: Config):
-        """Builds the modules of a resolved configuration; allocates nothing."""
+        """Builds the modules of a resolved configuration; allocates nothing.
+
+        Raises:
+          ConfigError: a frozen tower is absent or does not fit.
+        """
         dtype = jnp.dtype(config.train.dtype)
         self.config = config
         self.code = CODES[config.tijepa.parity]
-        self.image = vit.build(config.encoder, dtype)
-        self.text = text.build(config.text, dtype)
+        self.image = FrozenImage(config)
+        self.captions: CaptionTower = CaptionTower(config)
+        if config.tijepa.parity and config.tijepa.width != self.captions.width:
+            rule = f"{self.captions.width}, that of the words: with parity they are not projected"
+            raise ConfigError("tijepa.width", config.tijepa.width, rule)
         self.crosser = crosser.Crosser(config.tijepa, dtype)
-        self.encoder = crosser.CrossedImage(self.image, self.crosser, config.text.width)
+        self.encoder = crosser.CrossedImage(self.image.module, self.crosser, self.captions.width)
         self.predictor = predictor.Predictor(
             grid=config.encoder.grid,
             out_width=config.tijepa.width,
@@ -95,35 +102,16 @@ class TIJepa:
         keys, c = jax.random.split(rng), self.config
         ctx_idx, tgt_idx = batch["ctx_idx"], batch["tgt_idx"]
         seen = jnp.zeros((*ctx_idx.shape, c.encoder.width))
-        words = jnp.zeros((len(ctx_idx), 1, c.text.width)), jnp.ones((len(ctx_idx), 1), bool)
+        shape = len(ctx_idx), 1
+        words = jnp.zeros((*shape, self.captions.width)), jnp.ones(shape, bool)
         crossed, variables = self.crosser.init_with_output(keys[0], seen, *words)
         params = {"crosser": variables["params"]}
         variables = self.predictor.init(keys[1], crossed, ctx_idx, tgt_idx)
         return rescale_init(params | {"predictor": variables["params"]}, c.train.init)
 
     def load_frozen(self) -> PyTree:
-        """{image, text}, from the workdirs that ``frozen`` names, or untrained."""
-        c = self.config
-        size, words = c.encoder.image_size, (1, c.text.captions, c.text.words)
-        image = jnp.zeros((1, size, size, 3), jnp.uint8)
-        ids, mask = jnp.zeros(words, jnp.int32), jnp.ones(words, bool)
-        keys = jax.random.split(jax.random.fold_in(jax.random.key(c.seed), 1))
-        inits = {
-            "image": lambda: self.image.init(keys[0], image)["params"],
-            "text": lambda: self.text.init(keys[1], ids, mask)["params"],
-        }
-        out = {}
-        for name, init in inits.items():
-            source = getattr(c.frozen, name)
-            if source == frozen.RANDOM:
-                out[name] = rescale_init(jax.jit(init)(), c.train.init)
-            else:
-                out[name] = frozen.from_workdir(source, name, jax.eval_shape(init))
-        return out
-
-    def load_initial(self) -> PyTree:
-        """Nothing starts from files."""
-        return {}
+        """{image} and, unless words come from a cache, {text}."""
+        return self.image.load_frozen() | super().load_frozen()
 
     def target_of(self, params: PyTree) -> PyTree:
         """The crosser."""
@@ -138,8 +126,8 @@ class TIJepa:
     ) -> tuple[Array, dict[str, Array], PyTree]:
         """See :class:`jepa_vl.objectives.base.Objective`; aux: prediction, targets."""
         del rng, ramp  # neither dropout nor regularisers
-        full = self._image(frozen, batch)
-        visible = self.code.visible(self.image, frozen["image"], batch, full)
+        full = self.image.all_patches(frozen, batch)
+        visible = self.code.visible(self.image, frozen, batch, full)
         words, word_valid = self._words(frozen, batch)
         aux = self.predict(params, target, (visible, full), (words, word_valid), batch)
         distance = self.distance(aux["prediction"], aux["targets"])
@@ -182,18 +170,11 @@ class TIJepa:
         Their mean over patches is what the paper classifies sentiment from.
         """
         crossed: Any = self.crosser.apply(
-            {"params": target}, self._image(frozen, batch), *self._words(frozen, batch)
+            {"params": target}, self.image.all_patches(frozen, batch), *self._words(frozen, batch)
         )
         return crossed
 
-    def _image(self, frozen: PyTree, batch: Batch) -> Array:
-        full: Any = self.image.apply({"params": frozen["image"]}, batch["image"])
-        return full
-
     def _words(self, frozen: PyTree, batch: Batch) -> tuple[Array, Array]:
         """All captions of an image as one text: states [B, N * S, E], bool [B, N * S]."""
-        ids, mask = batch["word_ids"], batch["word_mask"]
-        states: Any = self.text.apply({"params": frozen["text"]}, ids, mask)
-        b, n, s, width = states.shape
-        valid = (mask & batch["caption_mask"][..., None]).reshape(b, n * s)
-        return self.code.normalise(states.reshape(b, n * s, width)), valid
+        states, valid = self.captions.one_text({}, frozen, batch)
+        return self.code.normalise(states), valid

@@ -1,5 +1,6 @@
-"""Weights of towers that nothing updates: out of a checkpoint of ours, or untrained."""
+"""Towers out of the checkpoints of our own runs."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from jepa_vl import tree
-from jepa_vl.config import ConfigError
+from jepa_vl.config import Config, ConfigError, resolve
+from jepa_vl.pretrained import newest_checkpoint
 from jepa_vl.shapes import PyTree
 
-RANDOM = "random"  # in place of a workdir
 # Where the state of a run may hold a tower; the EMA comes before what is trained.
 PLACES = {
     "image": ("target", "target/image"),
@@ -19,25 +20,37 @@ PLACES = {
 }
 
 
-def from_workdir(workdir: str, tower: str, like: PyTree) -> PyTree:
-    """Reads one tower from the newest checkpoint of a run.
+def read_config(workdir: Path, where: tuple[str, str]) -> Config:
+    """The configuration that the newest checkpoint of a run was trained with.
+
+    Args:
+      workdir: of the run.
+      where: configuration key and path, for errors.
+
+    Raises:
+      ConfigError: no checkpoint.
+    """
+    meta = newest_checkpoint(workdir, where) / "meta" / "metadata"
+    return resolve(json.loads(meta.read_text())["config"])
+
+
+def read(workdir: Path, tower: str, like: PyTree, where: tuple[str, str]) -> PyTree:
+    """One tower from the newest checkpoint of a run; nothing else of the state is read.
 
     Args:
       workdir: of the run.
       tower: image (its target encoder) or text.
       like: abstract parameters of the tower.
+      where: configuration key and path, for errors.
 
     Returns:
-      float32 arrays, shaped as ``like``.
+      float32 numpy arrays, shaped as ``like``.
 
     Raises:
       ConfigError: no checkpoint, or none of its parts is such a tower; lists how the likeliest
         one differs.
     """
-    steps = sorted(int(p.name) for p in Path(workdir).glob("checkpoints/*") if p.name.isdigit())
-    if not steps:
-        raise ConfigError(f"frozen.{tower}", workdir, "holds no checkpoint; train first")
-    folder = Path(workdir).resolve() / "checkpoints" / str(steps[-1]) / "state"
+    folder = newest_checkpoint(workdir, where) / "state"
     with ocp.PyTreeCheckpointer() as reader:
         stored = reader.metadata(folder).item_metadata.tree
         problems = {
@@ -47,9 +60,9 @@ def from_workdir(workdir: str, tower: str, like: PyTree) -> PyTree:
         }
         place = next((place for place, found in problems.items() if not found), None)
         if place is None:
-            nearest = min(problems.values(), key=len, default=[f"no {tower} tower"])
-            rule = "the checkpoint does not fit this configuration:\n  " + "\n  ".join(nearest[:20])
-            raise ConfigError(f"frozen.{tower}", str(folder), rule)
+            nearest = min(problems.values(), key=len, default=["no such part"])
+            rule = f"its run has no {tower} tower that fits:\n  " + "\n  ".join(nearest[:12])
+            raise ConfigError(*where, rule)
         wanted: Any = like
         for name in reversed(place.split("/")):
             wanted = {name: wanted}
