@@ -32,14 +32,14 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
     # Many small steps and a fast target: in a short run the number of steps counts more than
     # their size.
-    c.train.update(steps=1400, batch_size=32)
+    c.train.update(steps=1000, batch_size=32)
     c.optim.update(lr=2e-3, ema=0.98, warmup_steps=60)
     c.optim.update(weight_decay=0.04, final_weight_decay=0.04)
     c.data.crop_scale = (0.5, 1.0)
     c.log.diagnostics_every, c.checkpoint.every = 200, 400
     if c.data.kind != "shapes_world":
         c.text.captions = 3
-        c.train.steps = 6000
+        c.train.steps = 4000
         c.optim.update(lr=1e-3, ema=0.99, warmup_steps=0)
         c.data.crop_scale = (0.3, 1.0)
         c.eval.train_images = 4000

@@ -191,7 +191,8 @@ RESUMABLE = (
 
 def reads_text(config: Config) -> bool:
     """Does the objective read captions?"""
-    return config.objective in READS_TEXT or config.conditioner.kind != "none"
+    conditioned = config.objective in CONDITIONED and config.conditioner.kind != "none"
+    return conditioned or config.objective in READS_TEXT
 
 
 def reads_masks(config: Config) -> bool:

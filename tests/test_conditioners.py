@@ -80,6 +80,15 @@ def mean_word(b, n):
     return WORDS.states[b, n][WORD_MASK[b, n]].mean(0)
 
 
+def test_without_words_every_kind_is_the_plain_predictor():
+    plain, reading, params = predict(None, kind="none")
+    assert reading is None and not any(name.startswith("cond") for name in params["params"])
+    for kind in KINDS:
+        again, reading, _ = predict(None, params=params, kind=kind)
+        np.testing.assert_array_equal(plain, again)
+        assert reading is None
+
+
 def test_the_registry_and_the_accepted_names_agree():
     assert set(conditioner.CONDITIONERS) == set(CHOICES["conditioner.kind"])
     assert set(FUSIONS) == set(CHOICES["conditioner.fusion"])

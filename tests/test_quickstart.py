@@ -28,12 +28,18 @@ def test_the_quickstart_learns(workdir):
     print(json.dumps(result, indent=2))
     knn, ranks = result["knn"], result["rankme"]
     assert result["status"] == "done" and result["compiles"] == 1
-    # Three standard errors of an accuracy on 1,000 held-out images.
-    assert knn["target"] >= knn["untrained"] + 0.05
-    assert result["text_gain"] > 0
+    # README.md has what was measured; the margins leave room for another processor.
+    assert knn["target"] >= knn["untrained"] + 0.15
+    assert knn["target"] >= knn["pixels"] + 0.5
+    gains = _logged(workdir, "text_gain")
+    assert gains[-1] == result["text_gain"] > 0 and gains[-1] > 2 * gains[len(gains) // 2 - 1]
     assert result["dead_share"] < 0.5
-    # It falls while the first factors are learnt (README.md); half of it gone would be a collapse.
-    assert ranks["end"] >= 0.5 * ranks["start"]
+    assert ranks["end"] >= ranks["start"]
+
+
+def _logged(workdir: Path, name: str) -> list[float]:
+    rows = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return [row[name] for row in rows if name in row]
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jepa_vl import methods
 from jepa_vl.config import CHOICES, ConfigError
 from jepa_vl.models import vit
 from jepa_vl.models.conditioner import Reading, entropy_similarity
@@ -31,7 +32,8 @@ def distributions():
 def test_names_agree():
     names = set(CHOICES["loss.regulariser"])
     assert set(SIMILARITIES) == names and set(losses.DENSITIES) == names
-    assert set(losses.DISTANCES) == set(CHOICES["loss.distance"])
+    named = {name for names in methods.DISTANCES.values() for name in names}
+    assert set(losses.DISTANCES) == named - {"none"}  # a contrastive loss is no distance
     assert set(base.TARGET_NORMS) == set(CHOICES["loss.target_norm"])
 
 

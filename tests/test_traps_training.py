@@ -40,6 +40,9 @@ class Toy:
         }
         return {"encoder": encoder, "predictor": {"mask_token": jnp.ones(2)}}
 
+    def load_initial(self):
+        return {}
+
     def target_of(self, params):
         return params["encoder"]
 
@@ -294,7 +297,8 @@ def test_trap_43_images_are_never_flipped():
 def test_trap_44_what_is_evaluated_is_the_target_encoder():
     seen = []
     run = loop.Run.__new__(loop.Run)
-    run.config, run.total = tiny(), 6
+    run.config, run.total, run.frozen = tiny(), 6, {}
+    run.objective = objectives.build(run.config)
     run.state = SimpleNamespace(params="online", target="target")
     run.health = SimpleNamespace(run=lambda state: {})
     run.knn = SimpleNamespace(run=lambda weights: seen.append(weights) or {"knn": 0.5})

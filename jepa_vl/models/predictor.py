@@ -41,7 +41,7 @@ class Predictor(nn.Module):
         Args:
           context: [B, K, D] float32, features of the visible patches.
           ctx_idx: int32 [B, K]; tgt_idx: int32 [B, M, C].
-          words: embedded captions; None where the conditioner reads none.
+          words: embedded captions; without them no conditioner is built.
           ctx_valid, tgt_valid: bool [B, K] and [B, M, C], where indices may be padding.
 
         Returns:
@@ -56,7 +56,10 @@ class Predictor(nn.Module):
         mask_token = self.param("mask_token", NORMAL, (width,))
 
         at_input, inside = conditioner.build(
-            self.conditioner, self.config.depth, self.similarity, self.dtype
+            ConditionerConfig(kind="none") if words is None else self.conditioner,
+            self.config.depth,
+            self.similarity,
+            self.dtype,
         )
         visible = Dense(width, dtype=self.dtype, name="embed")(context).astype(jnp.float32)
         visible = visible + table[ctx_idx]

@@ -118,7 +118,8 @@ class Run:
         if changed:
             rule = "holds a run of another configuration; take a new workdir, or undo:\n  "
             raise ConfigError("workdir", str(self.workdir), rule + "\n  ".join(changed))
-        self.seconds_before, self.compiles_before = data.pop("seconds"), data.pop("compiles")
+        spent = meta["spent"]
+        self.seconds_before, self.compiles_before = spent["seconds"], spent["compiles"]
         pipeline.check_resume(data, self.data)
         return step
 
@@ -170,8 +171,8 @@ class Run:
 
     def save(self, step: int) -> None:
         """Writes the checkpoint of a step in the background."""
-        data = self.data | {"seconds": self.seconds(), "compiles": self.compiles()}
-        self.checkpoints.save(self.state, step, data, self.meta)
+        spent = {"seconds": self.seconds(), "compiles": self.compiles()}
+        self.checkpoints.save(self.state, step, self.data, self.meta | {"spent": spent})
 
     def train(self, stop: Stop) -> int:
         """Runs the steps that remain; returns the exit code."""
