@@ -83,6 +83,8 @@ class Commands:
         if self.stopped:  # in between
             self._child.terminate()
         code = self._child.wait()
+        if code < 0:
+            print(f"{words[0]} was ended by signal {-code}", file=sys.stderr)
         return STOPPED if self.stopped or code < 0 or code == INTERRUPTED else code
 
 
