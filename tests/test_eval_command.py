@@ -85,7 +85,7 @@ def test_every_other_objective_is_measured_through_the_encoder_that_its_loop_mea
     assert page["results"][0]["protocol"]["pooling"] == f"mean over all patches, {pooled}"
 
 
-def test_every_result_states_its_whole_protocol(newest):
+def test_trap_45_every_result_states_its_whole_protocol(newest):
     measured = {(r["evaluator"], r["features"]) for r in newest["results"]}
     assert measured == {(name, kind) for name in REGISTRY for kind in ("encoder", "pixels")}
     train, held_out = sources.open_sources(tiny())

@@ -48,7 +48,7 @@ def gap(a, b, mask):
 
 
 @pytest.mark.parametrize("feed_forward", ["relu", "gated-gelu"])
-def test_t5_equals_transformers_where_there_are_words(tmp_path, feed_forward):
+def test_trap_37_t5_equals_transformers_where_there_are_words(tmp_path, feed_forward):
     model = towers.t5(tmp_path, feed_forward)
     ids, mask = words(64)
     expected = theirs(model, ids, mask)
@@ -89,7 +89,7 @@ def test_products_in_bfloat16_stay_within_a_hundredth(tmp_path, kind):
 
 
 @pytest.mark.parametrize("types", [0, 2])
-def test_gte_equals_transformers_where_there_are_words(tmp_path, types):
+def test_trap_47_gte_equals_transformers_where_there_are_words(tmp_path, types):
     config = transformers.GteConfig(
         vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
         intermediate_size=48, max_position_embeddings=64, type_vocab_size=types,
@@ -101,7 +101,7 @@ def test_gte_equals_transformers_where_there_are_words(tmp_path, types):
     assert gap(ours(tmp_path, "gte", ids, mask), theirs(model, ids, mask), mask) < 1e-5
 
 
-def test_t5_distances_fall_into_the_buckets_of_transformers():
+def test_trap_37_t5_distances_fall_into_the_buckets_of_transformers():
     from transformers.models.t5.modeling_t5 import T5Attention
 
     place = torch.arange(300)

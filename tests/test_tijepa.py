@@ -119,7 +119,7 @@ def test_hidden_patches_reach_the_prediction_in_the_public_code_alone(parity):
 
 @pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("parity", [False, True])
-def test_padding_changes_words_in_the_public_code_alone(parity):
+def test_trap_46_padding_changes_words_in_the_public_code_alone(parity):
     one, padding = bench(parity), ((0, 0), (0, 0), (0, 3))
     longer = {name: np.pad(one.batch[name], padding) for name in ("word_ids", "word_mask")}
     more = Bench(**{"tijepa.parity": parity, "text.words": 15})
@@ -133,7 +133,7 @@ def test_padding_changes_words_in_the_public_code_alone(parity):
     assert (gap > 1e-4) if parity else (gap < 1e-6)
 
 
-def test_patches_and_words_have_a_norm_each_but_in_the_public_code():
+def test_trap_46_patches_and_words_have_a_norm_each_but_in_the_public_code():
     names = [set(bench(parity).params["crosser"]["block_0"]) for parity in (False, True)]
     assert names[0] - names[1] == {"norm_text"} and not names[1] - names[0]
 
