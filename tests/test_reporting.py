@@ -5,7 +5,7 @@ import json
 import jax.numpy as jnp
 import numpy as np
 
-from jepa_vl.training import console
+from jepa_vl.training import console, metrics
 from jepa_vl.training.metrics import MetricsWriter
 
 
@@ -30,3 +30,11 @@ def test_counts_are_written_as_integers_and_what_is_not_finite_as_null(tmp_path)
     line = (tmp_path / "metrics.jsonl").read_text()
     assert line == '{"step": 1, "bad_steps": 2, "rankme_images": 64, "loss": 3.0, "norm": null}\n'
     assert json.loads(line)["norm"] is None
+
+
+def test_the_speed_of_a_run_is_the_median_without_the_window_that_compiles():
+    rates = (1.0, 100.0, 90.0, 5.0, 110.0)  # the slow window shared the machine with an evaluation
+    rows = [{"images_per_second": rate} for rate in rates]
+    assert metrics.speed([{"step": 0}, *rows]) == 95.0
+    assert metrics.speed(rows[:1]) == 1.0
+    assert metrics.speed([{"step": 0}]) is None

@@ -142,7 +142,7 @@ def _summary(written: Written) -> list[tuple[str, str]]:
         ("status", status),
         ("steps", f"{steps} of {config.train.steps}"),
         ("time", _clock(seconds)),
-        ("images a second", _number(last("images_per_second"), ".0f")),
+        ("images a second", _number(metrics.speed(written.rows), ".0f")),
         ("objective", config.objective),
         ("data", _data_name(written)),
         ("seed", str(config.seed)),

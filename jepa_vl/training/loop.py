@@ -224,7 +224,7 @@ class Run:
             "steps": self.done,
             "seconds": self.seconds(),
             "compiles": self.compiles(),
-            "images_per_second": writer.last("images_per_second"),
+            "images_per_second": writer.speed(),
             "bad_steps": writer.last("bad_steps") or 0,
             "knn": {
                 "target": writer.last("knn/target"),

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,15 @@ def first(rows: Sequence[Mapping[str, Any]], name: str) -> Any:
 def last(rows: Sequence[Mapping[str, Any]], name: str) -> Any:
     """The latest value of a metric; None if there is none."""
     return first(rows[::-1], name)
+
+
+def speed(rows: Sequence[Mapping[str, Any]]) -> float | None:
+    """Images a second: the median over the logged windows but the first, which compiles.
+
+    That of the first where there is no other; None where nothing is logged.
+    """
+    rates = [row["images_per_second"] for row in rows if "images_per_second" in row]
+    return statistics.median(rates[1:] or rates) if rates else None
 
 
 def _plain(value: Any) -> Any:
@@ -91,6 +101,10 @@ class MetricsWriter:
     def last(self, name: str) -> Any:
         """The latest value of a metric; None if there is none."""
         return last(self.rows, name)
+
+    def speed(self) -> float | None:
+        """See :func:`speed`, over the whole run, restarts included."""
+        return speed(self.rows)
 
     def close(self) -> None:
         """Flushes and closes."""
