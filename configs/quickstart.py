@@ -32,7 +32,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
     # Many small steps and a fast target: in a short run the number of steps counts more than
     # their size. The loss falls tenfold at once; a second moment that remembers the gradients of
-    # those steps (0.999) holds the turn back by 200 to 400 steps.
+    # those steps (0.999) delays the turn that README.md describes by hundreds of steps.
     c.train.update(steps=1000, batch_size=32)
     c.optim.update(lr=1.3e-3, b2=0.95, ema=0.98, warmup_steps=60)
     c.optim.update(weight_decay=0.04, final_weight_decay=0.04)

@@ -32,7 +32,7 @@ def test_the_quickstart_learns(workdir):
     assert knn["target"] >= knn["untrained"] + 0.15
     assert knn["target"] >= knn["pixels"] + 0.5
     gains = _logged(workdir, "text_gain")
-    assert gains[-1] == result["text_gain"] > max(0, *gains[:2]) + 0.5
+    assert gains[-1] == result["text_gain"] > max(gains[: len(gains) // 2]) > 0
     assert result["dead_share"] < 0.5
     assert ranks["end"] >= ranks["start"]
 
