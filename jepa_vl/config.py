@@ -157,14 +157,16 @@ AT_LEAST_1 = (
     "data.train_size", "data.prefetch", "data.threads",
     "text.captions", "text.words", "text.width", "text.heads",
     "crossmodal.energy_masks", "contrastive.width",
-    "encoder.mlp_width", "masks.target_blocks", "optim.warmup_steps", "loss.ramp_steps",
+    "encoder.mlp_width", "masks.target_blocks", "optim.warmup_steps",
+    "loss.ramp_steps", "loss.contrast_images",
     "train.batch_size", "train.micro_batches", "train.max_bad_steps",
     "checkpoint.every", "checkpoint.keep_last",
     "log.every", "log.diagnostics_every", "log.diagnostics_images",
     "eval.every", "eval.k", "eval.train_images", "eval.val_images", "eval.batch_size",
 )  # fmt: skip
 NOT_NEGATIVE = (
-    "data.workers", "text.depth", "loss.sparse", "loss.consistency", "checkpoint.keep_every",
+    "data.workers", "text.depth", "checkpoint.keep_every",
+    "loss.sparse", "loss.consistency", "loss.contrast",
     "crossmodal.text_to_image", "crossmodal.image_to_text",
     "optim.start_lr", "optim.final_lr", "optim.weight_decay", "optim.final_weight_decay",
     "anticollapse.variance", "anticollapse.covariance", "anticollapse.rank", "anticollapse.sigreg",

@@ -200,7 +200,11 @@ class LossConfig:
     regulariser: str = key("paper", "on word-to-patch similarities: paper, centred, entropy or off")
     sparse: float = key(0.1, "lambda, weight of L_sparse")
     consistency: float = key(0.5, "beta, weight of L_consistency")
-    ramp_steps: int = key(0, "steps over which lambda and beta rise from 0; 0: the warm-up")
+    contrast: float = key(
+        0.0, "weight of L_contrast, not in the paper: words find patches of their own image"
+    )
+    contrast_images: int = key(8, "images whose captions stand against an image's own there")
+    ramp_steps: int = key(0, "steps over which these weights rise from 0; 0: the warm-up")
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from tests.tiny import tiny
 
 L, B, M, T, N, S, P = 3, 2, 2, 4, 2, 5, 6
 WORD_MASK = np.arange(S) < np.array([[5, 3], [4, 0]])[..., None]
+NOTHING = jnp.zeros(())  # of the contrast
 CAPTION_MASK = np.array([[True, True], [True, False]])
 
 
@@ -55,7 +56,7 @@ def test_entropy_similarity_is_a_softmax_of_cosines_over_the_words_that_exist():
 
 def test_entropy_terms_equal_the_formulas():
     p = distributions()
-    reading = Reading(jnp.asarray(p), jnp.asarray(p[..., 0]))
+    reading = Reading(jnp.asarray(p), jnp.asarray(p[..., 0]), NOTHING)
     sparse, consistency = losses.sparsity_terms(reading, CAPTION_MASK, None, "entropy")
     expected = np.zeros(2)
     for b, n in zip(*np.nonzero(CAPTION_MASK), strict=True):
@@ -72,7 +73,9 @@ def test_the_entropy_terms_are_smallest_where_layers_pick_one_word_and_the_same(
     def terms(*layers):
         o = np.stack(layers).astype(np.float32).reshape(len(layers), 1, 1, 1, 1, S)
         one = np.ones((1, 1), bool)
-        out = losses.sparsity_terms(Reading(jnp.asarray(o), o[..., 0]), one, None, "entropy")
+        out = losses.sparsity_terms(
+            Reading(jnp.asarray(o), o[..., 0], NOTHING), one, None, "entropy"
+        )
         return [float(x) for x in out]
 
     np.testing.assert_allclose(terms(uniform, uniform), [1, 0], atol=1e-6)
@@ -84,7 +87,7 @@ def test_the_gradient_of_the_entropy_is_finite_where_words_are_missing():
     def total(logits):
         q, k = jnp.ones((B, T, P)), jnp.zeros((B, N, S, P))
         p = entropy_similarity(logits, q, k, WORD_MASK)
-        reading = Reading(p[None, :, None], p[None, :, None, ..., 0])
+        reading = Reading(p[None, :, None], p[None, :, None, ..., 0], NOTHING)
         return sum(losses.sparsity_terms(reading, CAPTION_MASK, None, "entropy"))
 
     grad = jax.grad(total)(jnp.zeros((B, T, N, S)))

@@ -150,7 +150,7 @@ def test_sparsity_terms_equal_the_formulas():
     caption_mask = np.array([[True, True, False], [False, False, False]])
     o = np.maximum(rng.normal(size=(layers, B, blocks, tokens, N, S)), 0)
     o = (o * caption_mask[None, :, None, None, :, None]).astype(np.float32)
-    sparse, consistency = losses.sparsity_terms(Reading(o, o[..., 0]), caption_mask)
+    sparse, consistency = losses.sparsity_terms(Reading(o, o[..., 0], jnp.zeros(())), caption_mask)
     expected = np.zeros(2)
     for b in range(B):
         for n in np.flatnonzero(caption_mask[b]):

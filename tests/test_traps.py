@@ -264,7 +264,7 @@ def test_trap_28_a_cosine_of_exactly_zero_has_gradient_zero():
 def test_trap_29_layers_that_agree_have_no_gradient_in_the_consistency():
     o = jnp.full((3, 1, 1, 2, 1, S), 0.25)
     one = np.ones((1, 1), bool)
-    consistency = lambda x: losses.sparsity_terms(Reading(x, x[..., 0]), one)[1]  # noqa: E731
+    consistency = lambda x: losses.sparsity_terms(Reading(x, x[..., 0], jnp.zeros(())), one)[1]  # noqa: E731
     np.testing.assert_array_equal(jax.grad(consistency)(o), 0)
     assert float(jax.grad(jnp.abs)(0.0)) == 1  # what the plain function would do
     np.testing.assert_array_equal(jax.grad(fast.absolute)(0.0), 0)

@@ -240,7 +240,7 @@ def test_trap_39_dead_tokens_are_counted_for_context_and_targets():
     o[0, ..., :3, 0, :] = 0  # caption 0 is dead for the context in one layer
     o[:, ..., 1, :] = 0  # caption 1 is missing
     batch = {"ctx_idx": np.zeros((1, 3)), "caption_mask": np.array([[True, False]])}
-    found = reading_metrics(Reading(jnp.asarray(o), jnp.ones(o.shape[:-1])), batch)
+    found = reading_metrics(Reading(jnp.asarray(o), jnp.ones(o.shape[:-1]), jnp.zeros(())), batch)
     assert float(found["dead_share/context"]) == 0.5 and float(found["dead_share/target"]) == 0
     assert float(found["dead_share"]) == pytest.approx(0.3)
     assert float(found["attention_entropy"]) == 1

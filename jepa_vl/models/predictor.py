@@ -24,6 +24,7 @@ class Predictor(nn.Module):
     config: PredictorConfig
     conditioner: ConditionerConfig
     similarity: str = "paper"
+    others: int = 0
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -46,7 +47,8 @@ class Predictor(nn.Module):
 
         Returns:
           Prediction [B, M, C, D] float32, and the readings of the L layers that give one, stacked
-          on axis 0: similarity [L, B, M, K + C, N, S], entropy [L, B, M, K + C, N]; or None.
+          on axis 0: similarity [L, B, M, K + C, N, S], entropy [L, B, M, K + C, N], contrast
+          [L, B]; or None.
         """
         b, m, c = tgt_idx.shape
         sizes = check_shape("context", context, "B K _", B=b)
@@ -59,6 +61,7 @@ class Predictor(nn.Module):
             ConditionerConfig(kind="none") if words is None else self.conditioner,
             self.config.depth,
             self.similarity,
+            self.others,
             self.dtype,
         )
         visible = Dense(width, dtype=self.dtype, name="embed")(context).astype(jnp.float32)
@@ -82,7 +85,7 @@ class Predictor(nn.Module):
             )
             block = Block(self.config.heads, 4 * width, self.dtype, name=f"block_{i}")
             x = block(x, key_valid, x.shape[1] - c if only_block else 0, modulation)
-            x, reading = reader.read(x.reshape(b, m, -1, width), words)
+            x, reading = reader.read(x.reshape(b, m, -1, width), valid, words)
             if reading is not None:
                 readings.append(reading)
 

@@ -17,9 +17,9 @@ from jepa_vl.shapes import Array, PyTree
 @register("ijepa")
 @register("tcjepa")
 class TCJepa(ReadsCaptions):
-    """L = L_predict + ramp * (lambda / N sum L_sparse + beta / N sum L_consistency).
+    """L = L_predict + ramp * (lambda / N sum L_sparse + beta / N sum L_consistency + w L_contrast).
 
-    The terms of ``anticollapse`` are added where they have a weight.
+    L_contrast is ours, and off where its weight is 0; so are the terms of ``anticollapse``.
 
     Parameters: ``encoder`` (the EMA target follows it), ``predictor`` with its conditioners,
     ``text`` where that tower is trained.
@@ -39,6 +39,7 @@ class TCJepa(ReadsCaptions):
             config=config.predictor,
             conditioner=config.conditioner,
             similarity=config.loss.regulariser,
+            others=config.loss.contrast_images if config.loss.contrast else 0,
             dtype=dtype,
         )
 
@@ -97,12 +98,16 @@ class TCJepa(ReadsCaptions):
     def regularise(
         self, reading: Reading, batch: Batch, token_valid: Array | None
     ) -> tuple[Array, dict[str, Array]]:
-        """lambda * L_sparse + beta * L_consistency, 0 where they are off, and what they measure."""
+        """The weighted sum of the terms that have a weight, and what all of them measure."""
         c, captions = self.config.loss, batch["caption_mask"]
         sparse, consistency = losses.sparsity_terms(reading, captions, token_valid, c.regulariser)
         metrics = {"loss/sparse": sparse, "loss/consistency": consistency}
         weights = (0.0, 0.0) if c.regulariser == "off" else (c.sparse, c.consistency)
         total = weights[0] * sparse + weights[1] * consistency
+        if c.contrast:
+            captioned = jnp.broadcast_to(captions.any(axis=-1), reading.contrast.shape)
+            apart = losses.masked_mean(reading.contrast, captioned)
+            total, metrics["loss/contrast"] = total + c.contrast * apart, apart
         return total, metrics | reading_metrics(reading, batch)
 
 

@@ -35,7 +35,7 @@ def conditioned_layers(layers: str, depth: int) -> range:
 
 
 def build(
-    config: ConditionerConfig, depth: int, similarity: str, dtype: Any
+    config: ConditionerConfig, depth: int, similarity: str, others: int, dtype: Any
 ) -> tuple[Conditioner, list[Conditioner]]:
     """The conditioner at the predictor's input, and that of each of its layers.
 
@@ -46,6 +46,7 @@ def build(
       config: resolved.
       depth: layers of the predictor.
       similarity: what the regularisers see, a name of ``similarity.SIMILARITIES``.
+      others: images whose captions the contrast sets against an image's own; 0: none.
       dtype: of matrix products.
     """
     kind = CONDITIONERS[config.kind]
@@ -58,6 +59,7 @@ def build(
             fusion=config.fusion,
             pool=config.pool,
             similarity=similarity,
+            others=others,
             dtype=dtype,
             name=name,
         )

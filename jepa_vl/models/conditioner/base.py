@@ -35,10 +35,12 @@ class Reading(NamedTuple):
       similarity: float32 [B, R, N, S], what the regularisers read, O of TC-JEPA: >= 0, and 0 at
         padding.
       entropy: float32 [B, R, N], of the attention over words, divided by log(number of words).
+      contrast: float32 [B], see ``contrast.contrast``; 0 where it is not asked for.
     """
 
     similarity: Array
     entropy: Array
+    contrast: Array
 
 
 class Conditioner(nn.Module):
@@ -50,6 +52,7 @@ class Conditioner(nn.Module):
       fusion: of captions, a name of ``fusion.FUSIONS``.
       pool: fuse captions before_mlp or after_mlp.
       similarity: what the regularisers see, a name of ``similarity.SIMILARITIES``.
+      others: images whose captions stand against an image's own in ``Reading.contrast``; 0: none.
       dtype: of matrix products.
       at_input: one conditioner at the predictor's input instead of one in each layer.
       reads: ``read`` uses every token, and gives a :class:`Reading`.
@@ -61,6 +64,7 @@ class Conditioner(nn.Module):
     fusion: str = "max"
     pool: str = "before_mlp"
     similarity: str = "paper"
+    others: int = 0
     dtype: Any = jnp.float32
 
     at_input: ClassVar[bool] = False
@@ -86,15 +90,18 @@ class Conditioner(nn.Module):
         """Scales and shifts [B, 1, P] for the LayerNorms of a block of this width; None: none."""
         return None
 
-    def read(self, x: Array, words: Words | None) -> tuple[Array, Reading | None]:
+    def read(
+        self, x: Array, valid: Array | None, words: Words | None
+    ) -> tuple[Array, Reading | None]:
         """After a block.
 
         Args:
           x: [B, M, T, P] float32.
-          words: as for :meth:`prepare`.
+          valid, words: as for :meth:`prepare`.
 
         Returns:
-          [B, M, T, P] float32; similarity [B, M, T, N, S] and entropy [B, M, T, N], or None.
+          [B, M, T, P] float32; similarity [B, M, T, N, S], entropy [B, M, T, N] and contrast [B],
+          or None.
         """
         return x, None
 

@@ -15,9 +15,11 @@ class CaptionAttention(WordAttention):
 
     word_level = False
 
-    def read(self, x: Array, words: Words | None) -> tuple[Array, Reading | None]:
+    def read(
+        self, x: Array, valid: Array | None, words: Words | None
+    ) -> tuple[Array, Reading | None]:
         """See :meth:`Conditioner.read`."""
         assert words is not None
         present = words.present.any(axis=-1)
         pooled = Words(mean_words(words)[:, :, None], present[..., None], present)
-        return super().read(x, pooled)
+        return super().read(x, valid, pooled)

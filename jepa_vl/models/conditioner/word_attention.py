@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jepa_vl.models.conditioner.base import Conditioner, Reading, Words
+from jepa_vl.models.conditioner.contrast import contrast
 from jepa_vl.models.conditioner.fusion import FUSIONS, Fuse
 from jepa_vl.models.conditioner.similarity import SIMILARITIES, normalised_entropy
 from jepa_vl.models.layers import Dense, LayerNorm, Mlp
@@ -42,12 +43,16 @@ class WordAttention(Conditioner):
     word_level = True
 
     @nn.compact
-    def __call__(self, x: Array, words: Words) -> tuple[Array, Reading]:
+    def __call__(
+        self, x: Array, words: Words, valid: Array | None = None, judged: int | None = None
+    ) -> tuple[Array, Reading]:
         """Reads the captions.
 
         Args:
           x: [B, R, P] float32; keys and values are computed once an image.
           words: see :class:`Words`.
+          valid: bool [B, judged], False for padding; None: all valid.
+          judged: how many of the first tokens the contrast reads; None: all.
 
         Returns:
           [B, R, P] float32, and the :class:`Reading`. An image without captions gets attention 0.
@@ -77,11 +82,21 @@ class WordAttention(Conditioner):
         keys, queries = k.astype(jnp.float32), q.astype(jnp.float32)
         overlap = SIMILARITIES[self.similarity](logits, queries, keys, mask)
         entropy = normalised_entropy(attention, jnp.sum(mask, axis=-1)[:, None])
-        return x, Reading(overlap, entropy)
+        apart = jnp.zeros(x.shape[0])
+        if self.others:
+            apart = contrast(queries[:, :judged], keys, words, valid, self.others)
+        return x, Reading(overlap, entropy, apart)
 
-    def read(self, x: Array, words: Words | None) -> tuple[Array, Reading | None]:
-        """See :meth:`Conditioner.read`; all block copies of an image share keys and values."""
+    def read(
+        self, x: Array, valid: Array | None, words: Words | None
+    ) -> tuple[Array, Reading | None]:
+        """See :meth:`Conditioner.read`; all block copies of an image share keys and values.
+
+        The contrast reads the first copy: the others show the same context.
+        """
         assert words is not None
         b, m, t, width = x.shape
-        y, reading = self(x.reshape(b, m * t, width), words)
-        return y.reshape(x.shape), Reading(*(r.reshape(b, m, t, *r.shape[2:]) for r in reading))
+        first = None if valid is None else valid[:, 0]
+        y, (overlap, entropy, apart) = self(x.reshape(b, m * t, width), words, first, t)
+        overlap, entropy = (r.reshape(b, m, t, *r.shape[2:]) for r in (overlap, entropy))
+        return y.reshape(x.shape), Reading(overlap, entropy, apart)
