@@ -339,7 +339,7 @@ def _check_meaning(config: Config) -> None:
     for name in POSITIVE:
         if values[name] <= 0:
             raise ConfigError(name, values[name], "above 0")
-    for name in ("optim.b1", "optim.b2"):
+    for name in ("optim.b1", "optim.b2", "text.dropout"):
         if not 0 <= values[name] < 1:
             raise ConfigError(name, values[name], "0 <= value < 1")
     for name, upper in RANGES.items():

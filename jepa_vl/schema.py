@@ -87,6 +87,9 @@ class TextConfig:
     )
     captions: int = key(4, "N, captions drawn an image and step, without replacement")
     words: int = key(16, "S, tokens a caption; longer ones are cut")
+    dropout: float = key(
+        0.0, "tcjepa: share of images whose captions the predictor does not read at a step"
+    )
     vocabulary: int = key(8192, "hashed: rows of the word-piece embedding")
     width: int = key(128, "hashed: E, width of a word embedding; other towers bring their own")
     depth: int = key(1, "hashed: transformer blocks over the words of a caption")

@@ -120,7 +120,56 @@ def test_without_a_weight_the_loss_is_that_of_the_paper():
     assert found[0] == found[1]
 
 
-@pytest.mark.parametrize(("key", "value"), [("loss.contrast", -1.0), ("loss.contrast_images", 0)])
+def test_dropout_hides_captions_from_the_predictor_and_not_from_the_contrast():
+    config = tiny(**{"loss.contrast": 1.0, "text.dropout": 0.5})
+    batch, objective = batch_of(config), objectives.build(config)
+    read = batch.pop("caption_read")
+    assert read.dtype == bool and 0 < read.sum() < len(read)
+    params = objective.init(jax.random.key(0), batch)
+
+    @jax.jit
+    def outputs(batch):
+        target = objective.target_of(params)
+        _, metrics, aux = objective.loss(params, target, {}, batch, jax.random.key(0), jnp.ones(()))
+        return metrics, aux["prediction"], aux["reading"]
+
+    _, with_all, reading_all = outputs(batch)
+    mask = batch["caption_mask"] & read[:, None]
+    _, without, _ = outputs({**batch, "caption_mask": mask})
+    metrics, prediction, reading = outputs({**batch, "caption_read": read})
+    np.testing.assert_allclose(prediction, without, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(prediction[read], with_all[read], rtol=1e-5, atol=1e-6)
+    assert not np.allclose(prediction[~read], with_all[~read])
+    # The first layer's queries have read nothing yet: its contrast is that of all captions.
+    np.testing.assert_allclose(reading.contrast[0], reading_all.contrast[0], rtol=1e-5)
+    assert (reading.contrast[0] > 0).all() and metrics["dead_share"] < 1
+
+
+def test_dropout_is_drawn_last_and_anew_in_each_epoch():
+    with_it, without = tiny(**{"text.dropout": 0.3}), tiny()
+    train, _ = sources.open_sources(without)
+    shares, rows = [], []
+    with (
+        pipeline.make_batches(with_it, train, 0) as dropped,
+        pipeline.make_batches(without, train, 0) as plain,
+    ):
+        for _ in range(16):  # two epochs
+            batch, other = next(dropped), next(plain)
+            read = batch.pop("caption_read")
+            assert batch.keys() == other.keys()
+            assert all(np.array_equal(batch[name], other[name]) for name in batch)
+            shares.append(read.mean())
+            rows.append(dict(zip(batch["index"].tolist(), read.tolist(), strict=True)))
+    assert abs(np.mean(shares) - 0.7) < 0.12
+    first, second = (
+        {k: v for part in half for k, v in part.items()} for half in (rows[:8], rows[8:])
+    )
+    assert first.keys() == second.keys() and first != second
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("loss.contrast", -1.0), ("loss.contrast_images", 0), ("text.dropout", 1.0)]
+)
 def test_impossible_values_are_refused(key, value):
     with pytest.raises(ConfigError, match=key):
         tiny(**{key: value})

@@ -30,7 +30,7 @@ class TrainElement:
     def __init__(self, config: Config, source: Source):
         self.source, self.data, self.size = source, config.data, config.encoder.image_size
         self.captions = controls.build(config, source) if reads_text(config) else None
-        self.plan = masking.plan_masks(config)
+        self.plan, self.dropout = masking.plan_masks(config), config.text.dropout
 
     def __call__(self, element: dict[str, int], rng: np.random.Generator) -> Batch:
         """``element`` holds ``index`` in the source and ``position`` in the infinite order."""
@@ -49,6 +49,8 @@ class TrainElement:
         # Last, so that runs with and without text see the same crops and masks.
         if self.captions is not None:
             out.update(self.captions.draw(element["index"], record["captions"], rng))
+            if self.dropout:
+                out["caption_read"] = np.bool_(rng.random() >= self.dropout)
         out["label"] = np.int32(record["label"])
         out["index"] = np.int64(element["index"])
         out["position"] = np.int64(element["position"])
@@ -151,7 +153,8 @@ def make_batches(
       ``tgt_idx`` int32 [b, M, C]; in mask mode reference also ``ctx_valid`` bool [b, K] and
       ``tgt_valid`` bool [b, M, C]; where the objective reads text ``word_ids`` int32 [b, N, S], or
       from a cache ``word_states`` [b, N, S, E], ``word_mask`` bool [b, N, S], ``caption_mask`` bool
-      [b, N]; ``label`` int32 [b], -1 for none;
+      [b, N], with ``text.dropout`` also ``caption_read`` bool [b], False where the predictor is to
+      do without; ``label`` int32 [b], -1 for none;
       ``index`` int64 [b], in the source; ``position`` int64 [b], in the infinite order.
 
     Raises:

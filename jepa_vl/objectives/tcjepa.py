@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from jepa_vl.config import Config, reads_text
 from jepa_vl.models import conditioner, predictor, vit
-from jepa_vl.models.conditioner import Reading
+from jepa_vl.models.conditioner import Reading, Words
 from jepa_vl.objectives import anticollapse, captions, losses
 from jepa_vl.objectives.base import Batch, encode_targets, register, rescale_init, target_spread
 from jepa_vl.objectives.captions import ReadsCaptions
@@ -75,6 +75,9 @@ class TCJepa(ReadsCaptions):
             self.encoder, params["encoder"], batch["image"], batch["ctx_idx"], ctx_valid
         )
         words = self.captions.words(params, frozen, batch)
+        if words is not None and "caption_read" in batch:
+            read = words.caption_mask & batch["caption_read"][:, None]
+            words = words._replace(caption_mask=read, known=words.caption_mask)
         predicted: Any = self.predictor.apply(
             {"params": params["predictor"]},
             context, batch["ctx_idx"], batch["tgt_idx"], words, ctx_valid, tgt_valid,
@@ -90,25 +93,26 @@ class TCJepa(ReadsCaptions):
         total = predict + collapse
         if reading is not None:
             valid = _token_valid(ctx_valid, tgt_valid)
-            regulariser, terms = self.regularise(reading, batch, valid)
+            regulariser, terms = self.regularise(reading, words, batch, valid)
             total, metrics = total + ramp * regulariser, metrics | terms
         metrics["loss"] = total
         return total, metrics, {"prediction": prediction, "targets": targets, "reading": reading}
 
     def regularise(
-        self, reading: Reading, batch: Batch, token_valid: Array | None
+        self, reading: Reading, words: Words, batch: Batch, token_valid: Array | None
     ) -> tuple[Array, dict[str, Array]]:
         """The weighted sum of the terms that have a weight, and what all of them measure."""
-        c, captions = self.config.loss, batch["caption_mask"]
+        c, captions = self.config.loss, words.caption_mask
         sparse, consistency = losses.sparsity_terms(reading, captions, token_valid, c.regulariser)
         metrics = {"loss/sparse": sparse, "loss/consistency": consistency}
         weights = (0.0, 0.0) if c.regulariser == "off" else (c.sparse, c.consistency)
         total = weights[0] * sparse + weights[1] * consistency
         if c.contrast:
-            captioned = jnp.broadcast_to(captions.any(axis=-1), reading.contrast.shape)
+            captioned = jnp.any(words.existing.caption_mask, axis=-1)
+            captioned = jnp.broadcast_to(captioned, reading.contrast.shape)
             apart = losses.masked_mean(reading.contrast, captioned)
             total, metrics["loss/contrast"] = total + c.contrast * apart, apart
-        return total, metrics | reading_metrics(reading, batch)
+        return total, metrics | reading_metrics(reading, {**batch, "caption_mask": captions})
 
 
 def _token_valid(ctx_valid: Array | None, tgt_valid: Array | None) -> Array | None:

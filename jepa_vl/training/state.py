@@ -63,6 +63,8 @@ def batch_spec(config: Config) -> Batch:
             spec["word_ids"] = jax.ShapeDtypeStruct(words, jnp.int32)
         spec["word_mask"] = jax.ShapeDtypeStruct(words, jnp.bool_)
         spec["caption_mask"] = jax.ShapeDtypeStruct(words[:2], jnp.bool_)
+        if config.text.dropout:
+            spec["caption_read"] = jax.ShapeDtypeStruct(words[:1], jnp.bool_)
     return spec
 
 

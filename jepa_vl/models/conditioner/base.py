@@ -15,17 +15,25 @@ class Words(NamedTuple):
     Attributes:
       states: [B, N, S, E], word embeddings; padding holds anything.
       word_mask: bool [B, N, S], True for words.
-      caption_mask: bool [B, N], True for captions that exist.
+      caption_mask: bool [B, N], True for captions that exist and are read.
+      known: bool [B, N], True for captions that exist; None: all of these are read. The others
+        enter the contrast alone.
     """
 
     states: Array
     word_mask: Array
     caption_mask: Array
+    known: Array | None = None
 
     @property
     def present(self) -> Array:
-        """bool [B, N, S]: words of captions that exist."""
+        """bool [B, N, S]: words of captions that exist and are read."""
         return self.word_mask & self.caption_mask[..., None]
+
+    @property
+    def existing(self) -> "Words":
+        """As if all captions that exist were read."""
+        return self if self.known is None else self._replace(caption_mask=self.known, known=None)
 
 
 class Reading(NamedTuple):

@@ -20,6 +20,8 @@ class CaptionAttention(WordAttention):
     ) -> tuple[Array, Reading | None]:
         """See :meth:`Conditioner.read`."""
         assert words is not None
-        present = words.present.any(axis=-1)
-        pooled = Words(mean_words(words)[:, :, None], present[..., None], present)
+        whole = words.existing
+        known = whole.present.any(axis=-1)
+        read_now = words.present.any(axis=-1)
+        pooled = Words(mean_words(whole)[:, :, None], known[..., None], read_now, known)
         return super().read(x, valid, pooled)

@@ -19,7 +19,7 @@ def _unit(x: Array) -> Array:
     return x / fast.safe_norm(x)[..., None]
 
 
-def scores(q: Array, k: Array, words: Words, valid: Array | None) -> Array:
+def scores(q: Array, k: Array, present: Array, valid: Array | None) -> Array:
     """How well captions fit tokens: float32 [B], in [-1, 1].
 
     For each word the cosine of the token that it fits best; then means over the words of a
@@ -27,7 +27,7 @@ def scores(q: Array, k: Array, words: Words, valid: Array | None) -> Array:
 
     Args:
       q: unit vectors, float32 [B, T, P]; k: unit vectors, float32 [B, N, S, P].
-      words: see :class:`Words`; its states are not read.
+      present: bool [B, N, S], words of captions that exist.
       valid: bool [B, T], False for padding; None: all valid.
     """
     cosine = jnp.einsum("btp,bnsp->btns", q, k)
@@ -35,7 +35,6 @@ def scores(q: Array, k: Array, words: Words, valid: Array | None) -> Array:
         cosine = jnp.where(valid[:, :, None, None], cosine, -1.0)
     b, t, n, s = cosine.shape
     best = fast.max_first(cosine.reshape(b, t, n * s)).reshape(b, n, s)
-    present = words.present
     of_caption = jnp.sum(jnp.where(present, best, 0.0), axis=-1)
     of_caption = of_caption / jnp.maximum(jnp.sum(present, axis=-1), 1)
     captions = jnp.any(present, axis=-1)
@@ -44,7 +43,7 @@ def scores(q: Array, k: Array, words: Words, valid: Array | None) -> Array:
 
 
 def contrast(q: Array, k: Array, words: Words, valid: Array | None, others: int) -> Array:
-    """Cross-entropy of an image's own captions among those of the next images of the batch.
+    """Cross-entropy of an image's own captions among those of other images of the batch.
 
     Captions are rolled along the batch, so on a mesh they are exchanged between devices, and the
     value does not depend on it. Of captions that several images share nothing is known: such a
@@ -61,10 +60,11 @@ def contrast(q: Array, k: Array, words: Words, valid: Array | None, others: int)
       float32 [B]; 0 for images without captions.
     """
     q, k = _unit(q), _unit(k)
+    present = words.existing.present
     candidates = []
     for shift in range(min(others, q.shape[0] - 1) + 1):
-        rolled = Words(*(jnp.roll(x, shift, axis=0) for x in (k, *words[1:])))
-        candidates.append(scores(q, rolled.states, rolled, valid))
+        rolled = [jnp.roll(x, shift, axis=0) for x in (k, present)]
+        candidates.append(scores(q, *rolled, valid))
     fit = jnp.stack(candidates, axis=-1) / TEMPERATURE
     captioned = jnp.isfinite(fit[:, 0])
     # The first column may be -inf: it must not reach the softmax, not even under a where.
