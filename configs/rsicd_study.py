@@ -17,15 +17,19 @@ from jepa_vl.config import one_of, parse_arg
 QUICKSTART = runpy.run_path(str(Path(__file__).with_name("quickstart.py")))
 
 # Dotted keys that set an arm apart from `own`: TC-JEPA with the quickstart's network and recipe,
-# N = 5 captions, centred similarities. Arms with the same values are one run under two names.
+# N = 5 captions. Arms with the same values are one run under two names.
 ARMS: dict[str, dict] = {
     "own": {},
-    "ijepa": {"objective": "ijepa"},
+    "ijepa": {"objective": "ijepa", "loss.distance": "l2"},  # TC-JEPA's distance
     "shuffled": {"data.captions": "shuffled"},
-    # Other controls. I-JEPA as published minimises another distance than TC-JEPA.
-    "ijepa_l2": {"objective": "ijepa", "loss.distance": "l2"},
+    # Other controls. I-JEPA as published minimises another distance.
+    "ijepa_smooth_l1": {"objective": "ijepa", "loss.distance": "smooth_l1"},
     "empty": {"data.captions": "empty"},
     "random": {"data.captions": "random"},
+    # What the recipe adds to TC-JEPA.
+    "published": {"loss.contrast": 0.0, "text.dropout": 0.0, "loss.regulariser": "centred"},
+    "no_contrast": {"loss.contrast": 0.0},
+    "no_dropout": {"text.dropout": 0.0},
     # The regulariser on similarities.
     "centred": {"loss.regulariser": "centred"},
     "paper": {"loss.regulariser": "paper"},
@@ -51,7 +55,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     one_of("arm", arm, ARMS)
     c = QUICKSTART["get_config"]("data=tar")
     c.text.captions = 5
-    c.train.steps = 1500
+    c.train.steps = 1000
     c.log.diagnostics_every, c.checkpoint.every = 250, 250
     c.update_from_flattened_dict(ARMS[arm])
     return c

@@ -21,6 +21,7 @@ from jepa_vl.methods import (
     CHECKS,
     CONDITIONED,
     DISTANCES,
+    FIXED_DISTANCE,
     MASKED,
     READS_TEXT,
     check_text,
@@ -30,7 +31,6 @@ from jepa_vl.schema import (
     CROSSERS,
     PREDICTOR_DEPTHS,
     VARIANTS,
-    ConditionerConfig,
     EncoderConfig,
     TextConfig,
     TIJepaConfig,
@@ -126,6 +126,8 @@ def _typed(name: str, value: Any, hint: type) -> Any:
     return value
 
 
+# Objects that are chosen by name and can be added to (the conditioner and its fusion, the distance,
+# the regulariser) are checked by the objective, against what is registered.
 CHOICES: dict[str, tuple[str, ...]] = {
     "data.kind": ("shapes_world", "tar", "folder"),
     "data.captions": ("own", "shuffled", "empty", "random"),
@@ -135,19 +137,9 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "text.cache_dtype": ("float16", "bfloat16", "float32"),
     "crossmodal.targets": ("tokens", "pooled"),
     "contrastive.loss": ("clip", "siglip"),
-    "conditioner.kind": (
-        "word_attention",
-        "caption_attention",
-        "adaln",
-        "feature",
-        "sequence",
-        "none",
-    ),
     "conditioner.layers": ("all", "one"),
-    "conditioner.fusion": ("max", "mean", "attention"),
     "conditioner.pool": ("before_mlp", "after_mlp"),
     "loss.target_norm": ("layer_norm", "none"),
-    "loss.regulariser": ("paper", "centred", "entropy", "off"),
     "masks.mode": ("production", "reference"),
     "train.init": ("normal", "fan_in"),
     "train.dtype": ("float32", "bfloat16"),
@@ -180,15 +172,6 @@ RANGES: dict[str, float | None] = {  # key of (low, high) -> the most that high 
     "masks.target_scale": 1.0,
     "masks.target_aspect": None,
     "masks.context_scale": 1.0,
-}
-
-# Kinds of conditioner that a key of theirs means something for; elsewhere it keeps its default.
-ATTENTIVE = ("word_attention", "caption_attention")
-CONDITIONER_KEYS: dict[str, tuple[str, ...]] = {
-    "layers": (*ATTENTIVE, "adaln"),
-    "fusion": (*ATTENTIVE, "adaln", "feature"),
-    "pool": ATTENTIVE,
-    "scale_logits": ATTENTIVE,
 }
 
 # A resumed run may change these: they alter neither the model, the data order nor the schedules.
@@ -244,7 +227,7 @@ def resolve(tree: Any) -> Config:
     optim = replace(config.optim, warmup_steps=config.optim.warmup_steps or max(1, steps // 10))
     loss = replace(
         config.loss,
-        distance=config.loss.distance or DISTANCES[config.objective][0],
+        distance=config.loss.distance or DISTANCES[config.objective],
         ramp_steps=config.loss.ramp_steps or optim.warmup_steps,
     )
     evaluation = replace(
@@ -357,10 +340,10 @@ def _check_meaning(config: Config) -> None:
 
 
 def _check_relations(c: Config) -> None:
-    one_of("loss.distance", c.loss.distance, DISTANCES[c.objective])
+    if c.objective in FIXED_DISTANCE:
+        one_of("loss.distance", c.loss.distance, (DISTANCES[c.objective],))
     divides("text.width", c.text.width, c.text.heads, "heads")
     check_text(c)
-    _check_conditioner(c.conditioner)
     divides("train.batch_size", c.train.batch_size, c.train.micro_batches, "micro_batches")
     if c.data.kind != "shapes_world" and not c.data.path:
         rule = f"kind {c.data.kind!r} needs the folder of the data"
@@ -376,15 +359,6 @@ def _check_relations(c: Config) -> None:
         raise ConfigError("optim.warmup_steps", c.optim.warmup_steps, rule)
     if c.objective in CHECKS:
         CHECKS[c.objective](c)
-
-
-def _check_conditioner(conditioner: ConditionerConfig) -> None:
-    kind, defaults = conditioner.kind, ConditionerConfig()
-    for name, kinds in CONDITIONER_KEYS.items():
-        value, default = getattr(conditioner, name), getattr(defaults, name)
-        if kind not in (*kinds, "none") and value != default:
-            rule = f"{default!r} with kind {kind!r}; for {', '.join(kinds)} alone"
-            raise ConfigError(f"conditioner.{name}", value, rule)
 
 
 def _check_range(name: str, value: tuple, upper: float | None) -> None:

@@ -3,14 +3,15 @@
 from jepa_vl.errors import ConfigError, at_least, divides
 from jepa_vl.schema import RANDOM, Config
 
-# Each objective with the distances it can minimise; the first is its own.
-DISTANCES: dict[str, tuple[str, ...]] = {
-    "ijepa": ("smooth_l1", "l2", "mse"),
-    "tcjepa": ("l2", "smooth_l1", "mse"),
-    "tijepa": ("smooth_l1", "l2", "mse"),
-    "crossmodal": ("mse",),
-    "contrastive": ("none",),
+# Each objective with its own distance; those of FIXED_DISTANCE know no other.
+DISTANCES: dict[str, str] = {
+    "ijepa": "smooth_l1",
+    "tcjepa": "l2",
+    "tijepa": "smooth_l1",
+    "crossmodal": "mse",
+    "contrastive": "none",
 }
+FIXED_DISTANCE = ("crossmodal", "contrastive")
 CONDITIONED = ("tcjepa",)  # the predictor has conditioners
 READS_TEXT = ("tijepa", "crossmodal", "contrastive")  # whatever the conditioner
 MASKED = ("ijepa", "tcjepa", "tijepa")  # multi-block masks are read

@@ -286,7 +286,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--data", required=True, help="folder with train and val")
     parser.add_argument("--out", required=True, help="folder of the runs")
-    parser.add_argument("--steps", type=int, default=1500, help="of every run (default 1500)")
+    parser.add_argument("--steps", type=int, default=1000, help="of every run (default 1000)")
     parser.add_argument("--arms", type=lambda text: text.split(","), help="default: all")
     parser.add_argument("--seeds", type=_seeds, default=[0], help="such as 0,1,2 (default 0)")
     parser.add_argument("--report", help="markdown to write (default: OUT/RESULTS.md)")

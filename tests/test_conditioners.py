@@ -1,6 +1,7 @@
 """Each kind of conditioner against an oracle, and what holds for all of them."""
 
 import functools
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -8,11 +9,16 @@ import numpy as np
 import pytest
 
 from jepa_vl import objectives, sharding, tree
-from jepa_vl.config import CHOICES, ConfigError
+from jepa_vl.config import ConfigError
 from jepa_vl.models import conditioner
-from jepa_vl.models.conditioner import AdaLN, CaptionAttention, Feature, WordAttention, Words
+from jepa_vl.models.conditioner import Conditioner, Words
+from jepa_vl.models.conditioner.adaln import AdaLN
+from jepa_vl.models.conditioner.base import register
+from jepa_vl.models.conditioner.caption_attention import CaptionAttention
+from jepa_vl.models.conditioner.feature import Feature
 from jepa_vl.models.conditioner.fusion import FUSIONS, AttentionFusion
 from jepa_vl.models.conditioner.sequence import WordSequence
+from jepa_vl.models.conditioner.word_attention import WordAttention
 from jepa_vl.models.layers import Block, LayerNorm, Mlp
 from jepa_vl.models.predictor import Predictor
 from jepa_vl.schema import ConditionerConfig, PredictorConfig
@@ -89,9 +95,28 @@ def test_without_words_every_kind_is_the_plain_predictor():
         assert reading is None
 
 
-def test_the_registry_and_the_accepted_names_agree():
-    assert set(conditioner.CONDITIONERS) == set(CHOICES["conditioner.kind"])
-    assert set(FUSIONS) == set(CHOICES["conditioner.fusion"])
+def test_a_new_kind_is_one_file():
+    """A subclass under ``register`` is accepted by its name, with the settings that it reads."""
+
+    @register("shift")
+    class Shift(Conditioner):
+        settings = ("fusion",)
+        at_input = True
+
+        def prepare(self, x, valid, words):
+            return x + 1.0, valid
+
+    try:
+        objectives.build(tiny(**{"conditioner.kind": "shift", "conditioner.fusion": "mean"}))
+        with pytest.raises(ConfigError, match=r"conditioner\.layers = 'one'"):
+            objectives.build(tiny(**{"conditioner.kind": "shift", "conditioner.layers": "one"}))
+        shifted, reading, params = predict(kind="shift")
+        plain, _, _ = predict(None, params=params, kind="none")
+        assert reading is None and not np.allclose(shifted, plain)
+    finally:
+        del conditioner.CONDITIONERS["shift"]
+    files = {path.stem for path in Path(str(conditioner.__file__)).parent.glob("*.py")}
+    assert set(KINDS) <= files  # a file of the folder is found without being listed
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -346,5 +371,5 @@ def test_every_parameter_of_every_kind_has_one_place_on_the_mesh(kind):
 )
 def test_a_setting_without_meaning_is_refused_by_name(values, key):
     with pytest.raises(ConfigError) as caught:
-        tiny(**{f"conditioner.{name}": value for name, value in values.items()})
+        objectives.build(tiny(**{f"conditioner.{name}": value for name, value in values.items()}))
     assert caught.value.key == key

@@ -66,16 +66,16 @@ def test_an_arm_is_the_quickstarts_recipe_but_for_what_it_names(arm):
     derived = {"conditioner.kind", "loss.distance"} if arm.startswith("ijepa") else set()
     assert {key for key in own if found[key] != own[key]} <= rsicd.ARMS[arm].keys() | derived
     assert rsicd.ARMS[arm].items() <= found.items()
-    assert (found["train.steps"], own["text.captions"]) == (1500, 5)
+    assert (found["train.steps"], own["text.captions"]) == (1000, 5)
 
 
 def test_the_main_arms_come_first_and_arms_of_the_same_values_share_a_run(tmp_path):
-    study = study_of(tmp_path, "n5,empty,shuffled,centred,ijepa", "3,4")
+    study = study_of(tmp_path, "n5,empty,shuffled,off,ijepa", "3,4")
     assert [job.workdir.name for job in study.queue()] == [
         "own-3", "ijepa-3", "shuffled-3", "own-4", "ijepa-4", "shuffled-4", "empty-3", "empty-4",
     ]  # fmt: skip
     every = study_of(tmp_path).arms
-    assert set(rsicd.ARMS) - set(every) == {"centred", "n5"} and every[:3] == list(rsicd.MAIN)
+    assert set(rsicd.ARMS) - set(every) == {"off", "n5"} and every[:3] == list(rsicd.MAIN)
     job = study.job("shuffled", 4)
     assert (job.config.seed, job.config.train.steps) == (4, 2)
     assert job.config.data.captions == "shuffled"
@@ -154,7 +154,7 @@ def cells(table, arm):
 
 
 def test_the_table_has_mean_and_spread_of_what_has_finished(tmp_path):
-    study = study_of(tmp_path, "own,centred,empty,ijepa,random", "0,1,2")
+    study = study_of(tmp_path, "own,off,empty,ijepa,random", "0,1,2")
     finish(study.job("own", 0), knn=0.5)
     finish(study.job("own", 1), knn=0.625)
     finish(study.job("own", 2), status="preempted")
@@ -169,7 +169,7 @@ def test_the_table_has_mean_and_spread_of_what_has_finished(tmp_path):
         "text gain": "+0.250 ± 0.000", "dead share": "0.000 ± 0.000",
         "RankMe, start": "19.0 ± 0.0", "RankMe, end": "12.0 ± 0.0", "images/s": "100 ± 0",
     }  # fmt: skip
-    assert cells(table, "centred") == {**own, "arm": "`centred`"}
+    assert cells(table, "off") == {**own, "arm": "`off`"}
     empty = cells(table, "empty")
     assert (empty["dead share"], empty["text gain"]) == ("", "+0.000")
     assert (empty["linear"], empty["seeds"]) == ("0.750", "0")

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jepa_vl.models.conditioner import WordAttention, Words
+from jepa_vl.models.conditioner import Words
+from jepa_vl.models.conditioner.word_attention import WordAttention
 from jepa_vl.models.layers import LayerNorm, Mlp
 from jepa_vl.objectives import losses
 
@@ -133,7 +134,7 @@ def test_a_shift_of_all_keys_moves_the_paper_similarity_but_not_the_centred_one(
     def similarity(function, keys):
         return np.asarray(function(jnp.einsum("brp,bnsp->brns", q, keys), q, keys, mask))
 
-    from jepa_vl.models.conditioner import centred_similarity, paper_similarity
+    from jepa_vl.models.conditioner.similarity import centred_similarity, paper_similarity
 
     gap = [
         np.max(np.abs(similarity(f, k) - similarity(f, k + shift)))

@@ -13,7 +13,9 @@ from jax.extend.core import jaxprs_in_params
 
 from jepa_vl import objectives, tree
 from jepa_vl.models import fast, vit
-from jepa_vl.models.conditioner import Reading, WordAttention, Words, paper_similarity
+from jepa_vl.models.conditioner import Reading, Words
+from jepa_vl.models.conditioner.similarity import paper_similarity
+from jepa_vl.models.conditioner.word_attention import WordAttention
 from jepa_vl.models.layers import Attention, Dense, LayerNorm, Mlp, sincos_table
 from jepa_vl.models.predictor import Predictor
 from jepa_vl.objectives import base, losses

@@ -73,10 +73,9 @@ class CaptionTower:
 
     def one_text(self, params: PyTree, frozen: PyTree, batch: Batch) -> tuple[Array, Array]:
         """All captions of an image as one text: states [B, N * S, E], bool [B, N * S]."""
-        states, word_mask, caption_mask = self.words(params, frozen, batch)
-        b, n, s, width = states.shape
-        valid = (word_mask & caption_mask[..., None]).reshape(b, n * s)
-        return states.reshape(b, n * s, width), valid
+        words = self.words(params, frozen, batch)
+        b, n, s, width = words.states.shape
+        return words.states.reshape(b, n * s, width), words.present.reshape(b, n * s)
 
     def _inputs(self, batch: Batch) -> tuple[Array, Array]:
         content = "word_states" if self.config.kind == "cached" else "word_ids"

@@ -5,7 +5,7 @@ import optax
 
 from jepa_vl.models import fast
 from jepa_vl.models.conditioner import Reading
-from jepa_vl.models.conditioner.similarity import normalised_entropy
+from jepa_vl.models.conditioner.similarity import REGULARISERS
 from jepa_vl.shapes import Array
 
 
@@ -41,20 +41,6 @@ def row_mean(x: Array, valid: Array) -> Array:
     return jnp.sum(x * weight, axis=-1) / jnp.maximum(jnp.sum(weight, axis=-1), 1.0)
 
 
-def _itself(similarity: Array) -> Array:
-    return similarity
-
-
-def _entropy(weights: Array) -> Array:
-    """Normalised entropy, as the one entry of the axis of words; each word has a weight above 0."""
-    return normalised_entropy(weights, jnp.sum(weights > 0, axis=-1))[..., None]
-
-
-# By loss.regulariser: what stands in L_sparse, whose sum over words is to be small. That of
-# ``entropy`` is a distribution p over words: its sum is 1 however sparse, its entropy is not.
-DENSITIES = {"paper": _itself, "centred": _itself, "entropy": _entropy, "off": _itself}
-
-
 def sparsity_terms(
     reading: Reading,
     caption_mask: Array,
@@ -75,7 +61,7 @@ def sparsity_terms(
       reading: similarity float32 [L, B, M, T, N, S].
       caption_mask: bool [B, N].
       token_valid: optional bool [B, M, T].
-      regulariser: a name of :data:`DENSITIES`.
+      regulariser: a name of ``similarity.REGULARISERS``.
 
     Returns:
       Two scalars. Images without captions contribute 0 and count in the mean.
@@ -89,4 +75,4 @@ def sparsity_terms(
         per_token = jnp.einsum("lbmtns,bn->bmt", x, share) / x.shape[0]
         return masked_mean(per_token, token_valid)
 
-    return average(DENSITIES[regulariser](o)), average(deviation)
+    return average(REGULARISERS[regulariser].density(o)), average(deviation)

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jepa_vl.config import Config, reads_text
+from jepa_vl.config import Config, one_of, reads_text
 from jepa_vl.models import conditioner, predictor, vit
 from jepa_vl.models.conditioner import Reading, Words
 from jepa_vl.objectives import anticollapse, captions, losses
@@ -26,7 +26,14 @@ class TCJepa(ReadsCaptions):
     """
 
     def __init__(self, config: Config):
-        """Builds the modules of a resolved configuration; allocates nothing."""
+        """Builds the modules of a resolved configuration; allocates nothing.
+
+        Raises:
+          ConfigError: a distance, regulariser or conditioner that there is not.
+        """
+        one_of("loss.distance", config.loss.distance, losses.DISTANCES)
+        one_of("loss.regulariser", config.loss.regulariser, conditioner.REGULARISERS)
+        conditioner.check(config.conditioner)
         dtype = jnp.dtype(config.train.dtype)
         self.config = config
         self.captions = captions.build(config)

@@ -1,28 +1,39 @@
 """How the predictor reads captions: one file for each kind, chosen by ``conditioner.kind``."""
 
+import importlib
+import pkgutil
 from typing import Any
 
-from jepa_vl.models.conditioner.adaln import AdaLN
+from jepa_vl.errors import ConfigError, one_of
+from jepa_vl.models.conditioner.base import CONDITIONERS as CONDITIONERS
 from jepa_vl.models.conditioner.base import Conditioner as Conditioner
 from jepa_vl.models.conditioner.base import Reading as Reading
 from jepa_vl.models.conditioner.base import Words as Words
-from jepa_vl.models.conditioner.caption_attention import CaptionAttention
-from jepa_vl.models.conditioner.feature import Feature
-from jepa_vl.models.conditioner.sequence import WordSequence
-from jepa_vl.models.conditioner.similarity import centred_similarity as centred_similarity
-from jepa_vl.models.conditioner.similarity import entropy_similarity as entropy_similarity
-from jepa_vl.models.conditioner.similarity import paper_similarity as paper_similarity
-from jepa_vl.models.conditioner.word_attention import WordAttention as WordAttention
+from jepa_vl.models.conditioner.fusion import FUSIONS
+from jepa_vl.models.conditioner.similarity import REGULARISERS as REGULARISERS
 from jepa_vl.schema import ConditionerConfig
 
-CONDITIONERS: dict[str, type[Conditioner]] = {
-    "word_attention": WordAttention,
-    "caption_attention": CaptionAttention,
-    "adaln": AdaLN,
-    "feature": Feature,
-    "sequence": WordSequence,
-    "none": Conditioner,
-}
+for _module in pkgutil.iter_modules(__path__):  # a new file of this folder registers itself
+    importlib.import_module(f"{__name__}.{_module.name}")
+
+
+def check(config: ConditionerConfig) -> None:
+    """Refuses what no kind or fusion is called, and settings that the kind does not read.
+
+    Raises:
+      ConfigError: names the key and what it may be.
+    """
+    one_of("conditioner.kind", config.kind, CONDITIONERS)
+    one_of("conditioner.fusion", config.fusion, FUSIONS)
+    if config.kind == "none":
+        return
+    usual, reads = ConditionerConfig(), CONDITIONERS[config.kind].settings
+    for name in ("layers", "fusion", "pool", "scale_logits"):
+        value, default = getattr(config, name), getattr(usual, name)
+        if name not in reads and value != default:
+            kinds = ", ".join(k for k, kind in CONDITIONERS.items() if name in kind.settings)
+            rule = f"{default!r} with kind {config.kind!r}; for {kinds} alone"
+            raise ConfigError(f"conditioner.{name}", value, rule)
 
 
 def conditioned_layers(layers: str, depth: int) -> range:
@@ -45,7 +56,7 @@ def build(
     Args:
       config: resolved.
       depth: layers of the predictor.
-      similarity: what the regularisers see, a name of ``similarity.SIMILARITIES``.
+      similarity: what the regularisers see, a name of ``similarity.REGULARISERS``.
       others: images whose captions the contrast sets against an image's own; 0: none.
       dtype: of matrix products.
     """

@@ -3,18 +3,21 @@
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jepa_vl.models.conditioner.base import Conditioner, Words, mean_words
+from jepa_vl.models.conditioner.base import Conditioner, Words, mean_words, register
 from jepa_vl.models.conditioner.fusion import FUSIONS
 from jepa_vl.models.layers import Dense, Modulation
 from jepa_vl.shapes import Array
 
 
+@register("adaln")
 class AdaLN(Conditioner):
     """Adaptive LayerNorm (DiT, arXiv 2212.09748): LN(x) (1 + scale) + shift, from the mean word.
 
     Captions are fused in the space of scales and shifts. The map starts at 0, as in DiT, so that
     the block starts as the unconditioned one; an image without captions keeps it.
     """
+
+    settings = ("layers", "fusion")
 
     @nn.compact
     def modulate(self, words: Words | None, width: int) -> Modulation | None:

@@ -1,5 +1,6 @@
 """What a conditioner is: three places of the predictor where captions may enter."""
 
+from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 import jax.numpy as jnp
@@ -54,14 +55,17 @@ class Reading(NamedTuple):
 class Conditioner(nn.Module):
     """Reads nothing: I-JEPA. Other kinds override the hook of the place where they read.
 
+    A kind is a module of this folder with a subclass under :func:`register`; nothing else knows it.
+
     Attributes:
       mlp_ratio: hidden over outer width of the kind's MLP.
       scale_logits: divide attention logits by sqrt(P).
       fusion: of captions, a name of ``fusion.FUSIONS``.
       pool: fuse captions before_mlp or after_mlp.
-      similarity: what the regularisers see, a name of ``similarity.SIMILARITIES``.
+      similarity: what the regularisers see, a name of ``similarity.REGULARISERS``.
       others: images whose captions stand against an image's own in ``Reading.contrast``; 0: none.
       dtype: of matrix products.
+      settings: keys ``conditioner.*`` that the kind reads, of layers, fusion, pool, scale_logits.
       at_input: one conditioner at the predictor's input instead of one in each layer.
       reads: ``read`` uses every token, and gives a :class:`Reading`.
       word_level: the reading tells words apart.
@@ -75,6 +79,7 @@ class Conditioner(nn.Module):
     others: int = 0
     dtype: Any = jnp.float32
 
+    settings: ClassVar[tuple[str, ...]] = ()
     at_input: ClassVar[bool] = False
     reads: ClassVar[bool] = False
     word_level: ClassVar[bool] = False
@@ -112,6 +117,19 @@ class Conditioner(nn.Module):
           or None.
         """
         return x, None
+
+
+CONDITIONERS: dict[str, type[Conditioner]] = {"none": Conditioner}
+
+
+def register(name: str) -> Callable[[type[Conditioner]], type[Conditioner]]:
+    """Makes a kind known by the name that ``conditioner.kind`` gives."""
+
+    def add(kind: type[Conditioner]) -> type[Conditioner]:
+        CONDITIONERS[name] = kind
+        return kind
+
+    return add
 
 
 def mean_words(words: Words) -> Array:

@@ -1,10 +1,11 @@
 """Ablation of TC-JEPA: cross-attention to the mean-pooled caption vector."""
 
-from jepa_vl.models.conditioner.base import Reading, Words, mean_words
+from jepa_vl.models.conditioner.base import Reading, Words, mean_words, register
 from jepa_vl.models.conditioner.word_attention import WordAttention
 from jepa_vl.shapes import Array
 
 
+@register("caption_attention")
 class CaptionAttention(WordAttention):
     """Word attention to captions of one word, the mean of their words; S = 1 in the reading.
 

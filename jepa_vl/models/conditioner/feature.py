@@ -3,15 +3,17 @@
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jepa_vl.models.conditioner.base import Conditioner, Words, mean_words
+from jepa_vl.models.conditioner.base import Conditioner, Words, mean_words, register
 from jepa_vl.models.conditioner.fusion import FUSIONS
 from jepa_vl.models.layers import LayerNorm, Mlp
 from jepa_vl.shapes import Array
 
 
+@register("feature")
 class Feature(Conditioner):
     """z + MLP(LN([z, mean word])) for each token, context and mask tokens alike, fused before +."""
 
+    settings = ("fusion",)
     at_input = True
 
     @nn.compact

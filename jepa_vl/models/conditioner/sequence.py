@@ -3,11 +3,12 @@
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jepa_vl.models.conditioner.base import Conditioner, Words
+from jepa_vl.models.conditioner.base import Conditioner, Words, register
 from jepa_vl.models.layers import Dense
 from jepa_vl.shapes import Array
 
 
+@register("sequence")
 class WordSequence(Conditioner):
     """The words of all captions, projected to the predictor's width, join each block copy.
 

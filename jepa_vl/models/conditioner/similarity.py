@@ -1,4 +1,7 @@
-"""What the regularisers see of a conditioner: similarities of patches and words."""
+"""The regularisers: similarities of patches and words, and how dense they are."""
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -47,19 +50,11 @@ def centred_similarity(logits: Array, q: Array, k: Array, word_mask: Array) -> A
 def entropy_similarity(logits: Array, q: Array, k: Array, word_mask: Array) -> Array:
     """p = softmax(cos(q, k) / 0.1) over the words that there are: no dead zone, each word has > 0.
 
-    Its L1 norm is always 1; ``losses.DENSITIES`` takes the normalised entropy in its place.
+    Its L1 norm is always 1; the normalised entropy stands in its place.
     """
     sharp = _cosine(logits, q, k) / ENTROPY_TEMPERATURE
     weights = jax.nn.softmax(jnp.where(word_mask[:, None], sharp, -1e9), axis=-1)
     return weights * word_mask[:, None]
-
-
-SIMILARITIES = {
-    "paper": paper_similarity,
-    "centred": centred_similarity,
-    "entropy": entropy_similarity,
-    "off": paper_similarity,  # not in the loss, still measured
-}
 
 
 def normalised_entropy(weights: Array, count: Array) -> Array:
@@ -74,3 +69,33 @@ def normalised_entropy(weights: Array, count: Array) -> Array:
     """
     entropy = -jnp.sum(weights * jnp.log(jnp.maximum(weights, 1e-20)), axis=-1)
     return jnp.where(count > 1, entropy / jnp.log(jnp.maximum(count, 2)), 0.0)
+
+
+def _itself(similarity: Array) -> Array:
+    return similarity
+
+
+def _entropy(weights: Array) -> Array:
+    """Normalised entropy, as the one entry of the axis of words; each word has a weight above 0."""
+    return normalised_entropy(weights, jnp.sum(weights > 0, axis=-1))[..., None]
+
+
+class Regulariser(NamedTuple):
+    """One choice of ``loss.regulariser``.
+
+    Attributes:
+      similarity: what is measured, see :func:`paper_similarity`.
+      density: of [..., S] what L_sparse sums over the last axis, and what is to be small.
+    """
+
+    similarity: Callable[[Array, Array, Array, Array], Array]
+    density: Callable[[Array], Array] = _itself
+
+
+REGULARISERS: dict[str, Regulariser] = {
+    "paper": Regulariser(paper_similarity),
+    "centred": Regulariser(centred_similarity),
+    # A distribution's sum is 1 however sparse it is, its entropy is not.
+    "entropy": Regulariser(entropy_similarity, _entropy),
+    "off": Regulariser(paper_similarity),  # not in the loss, still measured
+}

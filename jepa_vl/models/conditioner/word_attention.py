@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jepa_vl.models.conditioner.base import Conditioner, Reading, Words
+from jepa_vl.models.conditioner.base import Conditioner, Reading, Words, register
 from jepa_vl.models.conditioner.contrast import contrast
 from jepa_vl.models.conditioner.fusion import FUSIONS, Fuse
-from jepa_vl.models.conditioner.similarity import SIMILARITIES, normalised_entropy
+from jepa_vl.models.conditioner.similarity import REGULARISERS, normalised_entropy
 from jepa_vl.models.layers import Dense, LayerNorm, Mlp
 from jepa_vl.shapes import Array
 
@@ -32,6 +32,7 @@ def _after_mlp(finish: Finish, fuse: Fuse, x: Array, read: Array, captions: Arra
 POOLS = {"before_mlp": _before_mlp, "after_mlp": _after_mlp}
 
 
+@register("word_attention")
 class WordAttention(Conditioner):
     """Each token attends to the words of each caption, then captions are fused (Eq. 2 to 4).
 
@@ -39,6 +40,7 @@ class WordAttention(Conditioner):
     residual and a LayerNorm follow.
     """
 
+    settings = ("layers", "fusion", "pool", "scale_logits")
     reads = True
     word_level = True
 
@@ -80,7 +82,7 @@ class WordAttention(Conditioner):
             FUSIONS[self.fusion](), x, read, words.caption_mask,
         )  # fmt: skip
         keys, queries = k.astype(jnp.float32), q.astype(jnp.float32)
-        overlap = SIMILARITIES[self.similarity](logits, queries, keys, mask)
+        overlap = REGULARISERS[self.similarity].similarity(logits, queries, keys, mask)
         entropy = normalised_entropy(attention, jnp.sum(mask, axis=-1)[:, None])
         apart = jnp.zeros(x.shape[0])
         if self.others:
