@@ -225,7 +225,7 @@ def test_trap_26_a_caption_that_is_there_twice_gets_the_gradient_once():
         total = lambda s: jnp.sum(module.apply({"params": params}, x, w._replace(states=s))[0] ** 2)  # noqa: E731
         return np.asarray(jax.grad(total)(jnp.asarray(w.states)))
 
-    twice = Words(*(np.concatenate([part, part[:, :1]], axis=1) for part in given))
+    twice = Words(*(np.concatenate([part, part[:, :1]], axis=1) for part in given[:3]))
     once, doubled = grad(given), grad(twice)
     np.testing.assert_allclose(doubled[:, :N], once, rtol=1e-4, atol=1e-6)
     assert np.any(once[:, 0]) and not np.any(doubled[:, N])

@@ -4,7 +4,7 @@ import importlib
 import pkgutil
 from typing import Any
 
-from jepa_vl.errors import ConfigError, one_of
+from jepa_vl.config import ConfigError, one_of
 from jepa_vl.models.conditioner.base import CONDITIONERS as CONDITIONERS
 from jepa_vl.models.conditioner.base import Conditioner as Conditioner
 from jepa_vl.models.conditioner.base import Reading as Reading
