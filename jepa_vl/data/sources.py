@@ -9,7 +9,8 @@ import numpy as np
 
 from jepa_vl.config import Config, ConfigError, one_of, reads_text
 from jepa_vl.data.records import class_names
-from jepa_vl.data.registry import SOURCES, Place
+from jepa_vl.data.registry import SOURCES as SOURCES
+from jepa_vl.data.registry import Place as Place
 from jepa_vl.data.sidecar import CaptionsFile, Joined
 from jepa_vl.shapes import Array
 

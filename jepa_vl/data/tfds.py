@@ -111,8 +111,6 @@ class TfdsSource(Catalogued):
             for name, values in named.items():
                 values.append(item.get(name))
             found.add(f"{self.split}:{index}", item, where)
-        if not found.keys:
-            raise ConfigError(self.key.replace("path", "split"), self.split, "holds no record")
         candidates = [(values, name == "key") for name, values in named.items()]
         found.keys = catalogue.choose_keys(candidates, found.keys, self.key, self.dataset)
         return found.arrays()
@@ -142,9 +140,12 @@ class TfdsSource(Catalogued):
         try:
             decoders: Any = {name: tfds.decode.SkipDecoding() for name in images}
             return builder.as_data_source(self.split, decoders=decoders)
-        except (NotImplementedError, ValueError) as error:
+        except NotImplementedError as error:
             rule = f"cannot be read at random: {first_line(error)}; prepare it as array_record"
             raise ConfigError("data.name", self.dataset, rule) from error
+        except ValueError as error:
+            rule = f"holds no record that can be read: {first_line(error)}"
+            raise ConfigError(self.key.replace("path", "split"), self.split, rule) from error
 
     def _image_feature(self, features: Any, image_keys: Sequence[str]) -> str:
         import tensorflow_datasets as tfds
