@@ -72,6 +72,86 @@ def write_shard(path: Path, records: Iterable[bytes]) -> None:
     os.replace(temporary, path)
 
 
+class Shards:
+    """ArrayRecord files, opened where they are read.
+
+    Attributes:
+      files: their paths.
+    """
+
+    def __init__(self, root: Path, key: str):
+        """Finds the files; ``key`` is the configuration key that gave the root, for errors."""
+        self.files, self.root, self.key = files.find_files(root, SUFFIX, key), root, key
+        self._readers: dict[int, Any] = {}
+
+    def read(self, shard: int, places: list[int]) -> list[bytes]:
+        """Some records of a shard.
+
+        Raises:
+          ConfigError: they cannot be read.
+        """
+        try:
+            return self._reader(shard).read(places)
+        except (RuntimeError, IndexError, ValueError) as error:
+            rule = f"cannot be read: {first_line(error)}"
+            raise ConfigError(self.key, self.where(shard, places[0]), rule) from error
+
+    def where(self, shard: int, place: int) -> str:
+        """Names a record in errors."""
+        return f"{self.files[shard]}: record {place}"
+
+    def stamp(self, *names: object) -> str:
+        """What the index beside the shards must say to be theirs."""
+        return repr((VERSION, catalogue.identity_of(self.files), names))
+
+    def scan(self, caption_keys: Sequence[str], label_key: str) -> Arrays:
+        """Reads every record: its catalogue, and ``ends`` int64 [shards], records up to each end.
+
+        Raises:
+          ConfigError: names the record and the rule.
+        """
+        found = Catalogue(caption_keys, label_key, self.key)
+        ends = []
+        for shard in range(len(self.files)):
+            count = self._reader(shard).num_records()
+            for start in range(0, count, _BLOCK):
+                places = list(range(start, min(start + _BLOCK, count)))
+                for place, record in zip(places, self.read(shard, places), strict=True):
+                    where = self.where(shard, place)
+                    header, _ = decode(record, self.key, where)
+                    found.add(header["key"], header, where)
+            ends.append(len(found.keys))
+        if not found.keys:
+            raise ConfigError(self.key, str(self.root), f"holds no record in its {SUFFIX} files")
+        catalogue.check_distinct(found.keys, self.key, str(self.root))
+        return {**found.arrays(), "ends": np.array(ends, np.int64)}
+
+    def _reader(self, shard: int) -> Any:
+        reader = self._readers.get(shard)
+        if reader is None:  # two threads may both open: setdefault keeps one
+            path = str(self.files[shard])
+            reader = module().ArrayRecordReader(path, "readahead_buffer_size:0")
+            if not reader.ok():  # damaged, cut short or something else
+                rule = "cannot be read as an ArrayRecord file: damaged, or cut short"
+                raise ConfigError(self.key, path, rule)
+            reader = self._readers.setdefault(shard, reader)
+        return reader
+
+
+def write_index(folder: Path, caption_keys: Sequence[str], label_key: str, key: str) -> Arrays:
+    """Reads all records of a folder and writes their index beside them; returns it.
+
+    Raises:
+      ConfigError: see :meth:`Shards.scan`.
+      OSError: the folder cannot be written.
+    """
+    shards = Shards(folder, key)
+    found = shards.scan(caption_keys, label_key)
+    stamp = np.array(shards.stamp(tuple(caption_keys), label_key))
+    catalogue.store(folder / INDEX, {**found, "stamp": stamp})
+    return found
+
+
 class ArrayRecordSource(Catalogued):
     """Random access to the records of a folder of ``*.array_record`` files, by name and place."""
 
@@ -91,14 +171,13 @@ class ArrayRecordSource(Catalogued):
         """
         self.root, self.key = Path(path).expanduser(), key
         self.caption_keys, self.label_key = tuple(caption_keys), label_key
-        self.shards = files.find_files(self.root, SUFFIX, key)
-        self._readers: dict[int, Any] = {}
-        found = self._stored_index()
-        if found is None:
-            settings = "array_record", VERSION, self.caption_keys, label_key
-            found = catalogue.load_or_make(self.shards, settings, self._scan)
-        self._adopt(found, self._stamp())
-        self._ends: Array = found["ends"]  # int64 [shards], records up to the end of each
+        self._shards = Shards(self.root, key)
+        stamp = self._shards.stamp(self.caption_keys, label_key)
+        found = catalogue.load(self.root / INDEX) if self.root.is_dir() else None
+        if found is None or str(found.get("stamp")) != stamp:
+            found = catalogue.load_or_make(self._shards.files, stamp, self._scan)
+        self._adopt(found, stamp)
+        self._ends: Array = found["ends"]
 
     def __reduce__(self) -> tuple:
         # A worker loads the index; it may be large, and open files do not travel.
@@ -113,12 +192,15 @@ class ArrayRecordSource(Catalogued):
         """``image`` bytes, ``captions``, ``label`` and ``key``.
 
         Raises:
+          IndexError: there is no such record.
           ConfigError: the record cannot be read.
         """
+        if index >= len(self):
+            raise IndexError(index)
         shard = int(np.searchsorted(self._ends, index, side="right"))
         place = int(index) - (int(self._ends[shard - 1]) if shard else 0)
-        where = f"{self.shards[shard]}: record {place}"
-        header, image = decode(self._read(shard, [place], where)[0], self.key, where)
+        where = self._shards.where(shard, place)
+        header, image = decode(self._shards.read(shard, [place])[0], self.key, where)
         return {
             "image": image,
             "captions": read_captions(header, self.caption_keys, self.key, where),
@@ -126,57 +208,8 @@ class ArrayRecordSource(Catalogued):
             "key": str(self.keys[index]),
         }
 
-    def store_index(self) -> None:
-        """Writes the index beside the shards, for all who read them later.
-
-        Raises:
-          OSError: the folder cannot be written.
-        """
-        catalogue.store(self.root / INDEX, {**self._scan(), "stamp": np.array(self._stamp())})
-
-    def _stored_index(self) -> Arrays | None:
-        """The index beside the shards, if it was made of them and of the same names."""
-        found = catalogue.load(self.root / INDEX) if self.root.is_dir() else None
-        return found if found is not None and str(found.get("stamp")) == self._stamp() else None
-
-    def _stamp(self) -> str:
-        shards = catalogue.identity_of(self.shards)
-        return repr((VERSION, shards, self.caption_keys, self.label_key))
-
     def _scan(self) -> Arrays:
-        found = Catalogue(self.caption_keys, self.label_key, self.key)
-        ends = []
-        for number, shard in enumerate(self.shards):
-            count = self._reader(number).num_records()
-            for start in range(0, count, _BLOCK):
-                places = list(range(start, min(start + _BLOCK, count)))
-                contents = self._read(number, places, f"{shard}: records from {start}")
-                for place, content in zip(places, contents, strict=True):
-                    where = f"{shard}: record {place}"
-                    header, _ = decode(content, self.key, where)
-                    found.add(header["key"], header, where)
-            ends.append(len(found.keys))
-        if not found.keys:
-            raise ConfigError(self.key, str(self.root), f"holds no record in its {SUFFIX} files")
-        catalogue.check_distinct(found.keys, self.key, str(self.root))
-        return {**found.arrays(), "ends": np.array(ends, np.int64)}
-
-    def _read(self, shard: int, places: list[int], where: str) -> list[bytes]:
-        try:
-            return self._reader(shard).read(places)
-        except (RuntimeError, IndexError, ValueError) as error:
-            raise ConfigError(self.key, where, f"cannot be read: {first_line(error)}") from error
-
-    def _reader(self, shard: int) -> Any:
-        reader = self._readers.get(shard)
-        if reader is None:  # two threads may both open: setdefault keeps one
-            path = str(self.shards[shard])
-            reader = module().ArrayRecordReader(path, "readahead_buffer_size:0")
-            if not reader.ok():  # damaged, cut short or something else
-                rule = "cannot be read as an ArrayRecord file: damaged, or cut short"
-                raise ConfigError(self.key, path, rule)
-            reader = self._readers.setdefault(shard, reader)
-        return reader
+        return self._shards.scan(self.caption_keys, self.label_key)
 
 
 @functools.cache

@@ -18,7 +18,8 @@ from PIL import Image
 
 from jepa_vl.config import ConfigError
 from jepa_vl.data import array_record
-from jepa_vl.data.array_record import SUFFIX, ArrayRecordSource
+from jepa_vl.data.array_record import SUFFIX
+from jepa_vl.data.catalogue import check_distinct
 from jepa_vl.data.sources import NO_LABEL, Source
 
 PLAN = "conversion.json"  # of what the shards beside it are a conversion
@@ -31,7 +32,7 @@ def convert(
     out: Path,
     caption_keys: Sequence[str],
     label_key: str,
-    shard_images: int = SHARD_IMAGES,
+    shard_images: int | None = None,
     tell: Callable[[str], object] = print,
 ) -> None:
     """Writes each part to its folder in ``out``; images stay byte for byte what they are.
@@ -44,12 +45,13 @@ def convert(
       out: a folder that is not there yet, or is the same conversion.
       caption_keys: as in the configuration.
       label_key: as in the configuration.
-      shard_images: records a shard.
+      shard_images: records a shard; None: SHARD_IMAGES.
       tell: is given a line for each shard and part.
 
     Raises:
       ConfigError: ``out`` holds something else, a record cannot be read, or two have the same key.
     """
+    shard_images = shard_images or SHARD_IMAGES
     plan = {
         "version": VERSION,
         "parts": {name: [part.fingerprint, len(part)] for name, part in parts.items()},
@@ -61,15 +63,16 @@ def convert(
         return
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError("--out", str(out), "is there already and is not this conversion")
+    for part in parts.values():
+        check_distinct(getattr(part, "keys", ()), "data.path", part.name)
     partial = out.with_name(f"{out.name}.partial")
     _prepare(partial, plan)
     for name, part in parts.items():
         folder = partial / name
         folder.mkdir(exist_ok=True)
         _write_part(part, folder, caption_keys[0], label_key, shard_images, tell)
-        written = ArrayRecordSource(str(folder), caption_keys, label_key, "--out")
-        written.store_index()
-        tell(f"{name}: {len(written):,} images, {written.captioned:,} with captions")
+        found = array_record.write_index(folder, caption_keys, label_key, "--out")
+        tell(f"{name}: {len(found['keys']):,} images, {found['captioned']:,} with captions")
     os.rename(partial, out)  # over an empty folder, too
 
 
@@ -99,7 +102,10 @@ def _records(
         record = part[index]
         label = None if record["label"] == NO_LABEL else part.classes[record["label"]]
         header = {"key": record["key"], caption_key: record["captions"], label_key: label}
-        yield array_record.encode(header, _file(record["image"]))
+        image = _file(record["image"])
+        if not image:
+            raise ConfigError("data.path", record["key"], f"holds no image ({part.name})")
+        yield array_record.encode(header, image)
 
 
 def _file(image: Any) -> bytes:

@@ -49,9 +49,11 @@ class Subset:
     def __init__(self, source: Source, indices: Sequence[int] | Array, part: str = "subset"):
         self.source, self.part = source, part
         self.indices = np.asarray(indices, np.int64)
-        labels = getattr(source, "labels", None)
+        labels, keys = getattr(source, "labels", None), getattr(source, "keys", None)
         if labels is not None:
             self.labels = labels[self.indices]
+        if keys is not None:
+            self.keys = np.asarray(keys)[self.indices]
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -86,6 +88,8 @@ class Relabelled:
         labels = getattr(source, "labels", None)
         if labels is not None:
             self.labels = self._table[labels]
+        if hasattr(source, "keys"):
+            self.keys = getattr(source, "keys")  # noqa: B009, not all sources have them
 
     @property
     def fingerprint(self) -> str:
