@@ -281,6 +281,22 @@ def test_bad_records_are_found_before_they_are_written(tmp_path):
     assert not (tmp_path / "other.partial").exists()
 
 
+def test_a_full_disk_ends_a_conversion_and_leaves_no_shard(tmp_path, monkeypatch):
+    image_sets.write_folder(tmp_path / "d", some(6))
+    writer, opened = array_record.module().ArrayRecordWriter, []
+
+    def to_full_disk(path: str, options: str):
+        opened.append(path)
+        return writer("/dev/full", options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(array_record.module(), "ArrayRecordWriter", to_full_disk)
+        with pytest.raises(ConfigError, match="No space left") as caught:
+            convert.convert(parts_of(tmp_path / "d"), tmp_path / "out", KEYS, "label", tell=str)
+    assert caught.value.key == "--out" and len(opened) == 1
+    assert not list((tmp_path / "out.partial").rglob("*.array_record"))
+
+
 @pytest.mark.parametrize(
     ("words", "key"),
     [

@@ -62,13 +62,20 @@ def decode(record: bytes, key: str, where: str) -> tuple[dict[str, Any], bytes]:
 
 
 def write_shard(path: Path, records: Iterable[bytes]) -> None:
-    """Writes a shard under another name and then renames it: what has its name is whole."""
+    """Writes a shard under another name and then renames it: what has its name is whole.
+
+    Raises:
+      OSError: it cannot be written, the disk being full, say.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
-    # Images are compressed already. One record a group: each is read alone.
-    writer = module().ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
-    for record in records:
-        writer.write(record)
-    writer.close()
+    try:
+        # Images are compressed already. One record a group: each is read alone.
+        writer = module().ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
+        for record in records:
+            writer.write(record)
+        writer.close()
+    except RuntimeError as error:
+        raise OSError(first_line(error)) from error
     os.replace(temporary, path)
 
 

@@ -49,7 +49,8 @@ def convert(
       tell: is given a line for each shard and part.
 
     Raises:
-      ConfigError: ``out`` holds something else, a record cannot be read, or two have the same key.
+      ConfigError: ``out`` holds something else or cannot be written, a record cannot be read, or
+        two have the same key.
     """
     shard_images = shard_images or SHARD_IMAGES
     plan = {
@@ -91,7 +92,10 @@ def _write_part(
             continue
         stop = min(start + shard_images, len(part))
         records = _records(part, range(start, stop), caption_key, label_key)
-        array_record.write_shard(path, records)
+        try:
+            array_record.write_shard(path, records)
+        except OSError as error:
+            raise ConfigError("--out", str(path), f"cannot be written: {error}") from error
         tell(f"{folder.name}: {stop:,} of {len(part):,} images")
 
 
