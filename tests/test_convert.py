@@ -146,6 +146,7 @@ class Dies:
     def __init__(self, source: sources.Source, at: int):
         self.source, self.at, self.read = source, at, 0
         self.classes, self.fingerprint, self.name = source.classes, source.fingerprint, "dies"
+        self.keys = source.keys
 
     def __len__(self) -> int:
         return len(self.source)
@@ -190,10 +191,10 @@ def test_a_killed_process_leaves_no_folder_and_the_same_command_finishes(tmp_pat
     code = (
         "import sys; from jepa_vl.data import convert\n"
         "from jepa_vl.cli.main import main\n"
-        "convert.SHARD_IMAGES = 40\n"
+        "convert.SHARD_IMAGES = 20\n"
         "sys.exit(main(sys.argv[1:]))"
     )
-    words = command("shapes_world", Path(), out, "--config.data.train_size=1200")
+    words = command("shapes_world", Path(), out, "--config.data.train_size=600")
     argv = [sys.executable, "-c", code, *words]
     process = subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.DEVNULL)
     partial, deadline = tmp_path / "out.partial/train", time.monotonic() + 60
@@ -205,7 +206,7 @@ def test_a_killed_process_leaves_no_folder_and_the_same_command_finishes(tmp_pat
     assert 2 <= len(done) < 30 and not out.exists()
     subprocess.run(argv, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     source = ArrayRecordSource(str(out / "train"), KEYS, "label")
-    assert len(source) == 1200 and source[1199]["key"] == "train-00001199"
+    assert len(source) == 600 and source[599]["key"] == "train-00000599"
     assert all((out / "train" / name).stat().st_mtime_ns == time for name, time in done.items())
 
 

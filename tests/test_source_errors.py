@@ -10,6 +10,7 @@ import pytest
 
 from jepa_vl.config import Config, ConfigError, config_hash
 from jepa_vl.data import array_record, sources
+from jepa_vl.kinds import KINDS
 from tests import image_sets
 from tests.image_sets import Item, picture, some, write_table
 from tests.tiny import tiny
@@ -120,6 +121,7 @@ STRUCT = pa.struct({"bytes": pa.binary(), "path": pa.string()})
         (table(caption=[1] * 6), ("row 0", "'caption' is neither"), "data.path"),
         (table(caption=[["a", None]] * 6), ("row 0", "'caption' is neither"), "data.path"),
         (table(caption=None), ("no image has one", "label"), "data.caption_keys"),
+        (table(caption=None, said=[[{"raw": "x"}]] * 6), ("said.raw",), "data.caption_keys"),
         (table(label=[0.5] * 6), ("row 0", "'label' is neither"), "data.path"),
         (table(key=["same"] * 6), ("0 and 1", "same key 'same'"), "data.path"),
         (table(0), ("no row",), "data.path"),
@@ -223,6 +225,10 @@ def test_keys_that_a_kind_does_not_read_or_needs_are_refused_before_data_are_tou
     with pytest.raises(ConfigError) as caught:
         tiny(**values)
     assert caught.value.key == key and word in str(caught.value)
+
+
+def test_each_kind_that_a_configuration_may_name_can_be_opened():
+    assert KINDS.keys() == sources.SOURCES.keys()
 
 
 def test_new_keys_are_part_of_the_configuration_hash():

@@ -65,7 +65,7 @@ def convert(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError("--out", str(out), "is there already and is not this conversion")
     for part in parts.values():
-        check_distinct(getattr(part, "keys", ()), "data.path", part.name)
+        check_distinct(list(map(str, part.keys)), "data.path", part.name)
     partial = out.with_name(f"{out.name}.partial")
     _prepare(partial, plan)
     for name, part in parts.items():

@@ -32,8 +32,8 @@ DTYPES: dict[str, Any] = {
 }
 
 
-def caption_hash(text: str) -> int:
-    """64 bits that stand for a caption."""
+def text_hash(text: str) -> int:
+    """64 bits that stand for a caption, or another text."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
@@ -59,7 +59,7 @@ def write(
         content = states.astype(DTYPES[config.cache_dtype]).tobytes()
         writer.write(content)
         digest.update(content)
-        hashes.append(caption_hash(text))
+        hashes.append(text_hash(text))
         width = states.shape[-1]
     writer.close()
     fixed = config.path.startswith((HUB, PACKAGE))
@@ -150,7 +150,7 @@ class EmbeddingCache:
         Raises:
           ConfigError: the cache was made from other captions.
         """
-        wanted = np.uint64(caption_hash(text))
+        wanted = np.uint64(text_hash(text))
         place = int(np.searchsorted(self._hashes, wanted))
         if place == len(self._hashes) or self._hashes[place] != wanted:
             rule = (

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,7 @@ class ParquetSource(Catalogued):
         settings = self.caption_keys, label_key, self.image_keys
         found = catalogue.load_or_make(self.files, ("parquet", VERSION, settings), self._scan)
         self._adopt(found, (catalogue.identity_of(self.files), settings))
+        self._wanted: dict[Path, tuple[str, ...]] = {}  # columns, of the files read so far
         self._groups: Array = found["groups"]  # int64 [groups, (file, group, rows before it)]
 
     def __reduce__(self) -> tuple:
@@ -87,7 +89,9 @@ class ParquetSource(Catalogued):
         file, row = self.files[number], int(index) - before
         where = f"{file}: row {row} of row group {group}"
         try:
-            item = _read_group(file, group, self._columns(file)).slice(row, 1).to_pylist()[0]
+            if file not in self._wanted:
+                self._wanted[file] = self._columns(file)
+            item = _read_group(file, group, self._wanted[file]).slice(row, 1).to_pylist()[0]
         except (OSError, ValueError) as error:  # Arrow's errors are kinds of these
             raise ConfigError(self.key, where, f"cannot be read: {first_line(error)}") from error
         return {
@@ -161,7 +165,9 @@ class ParquetSource(Catalogued):
         # Two rows of one file would be the same image on both sides of a split.
         candidates = (keys, True), (paths, bool(to_find))
         found.keys = catalogue.choose_keys(candidates, found.keys, self.key, str(self.root))
-        return {**found.arrays(), "groups": np.array(groups, np.int64)}
+        columns = _leaf_columns(_open(self.files[0], self.key))
+        arrays = {**found.arrays(), "json_keys": np.array(columns, dtype=np.str_)}
+        return {**arrays, "groups": np.array(groups, np.int64)}
 
     def _rows(self, file: Path, group: int, image: str) -> Iterator[dict[str, Any]]:
         """All that a scan needs of the rows; of the images their paths alone."""
@@ -220,6 +226,12 @@ def _check_filled(opened: Any, image: str, key: str, file: Path) -> None:
                 empty += column.statistics.null_count or 0
     if empty:
         raise ConfigError(key, str(file), f"{empty} row(s) hold no image in column {image!r}")
+
+
+def _leaf_columns(opened: Any) -> list[str]:
+    """All columns, as the user would write them: ``sentences.raw`` for a list of structs."""
+    paths = [opened.schema.column(i).path for i in range(len(opened.schema.names))]
+    return [re.sub(r"\.list\.(element|item)|\.bag\.array_element", "", path) for path in paths]
 
 
 def _class_names(schema: Any, column: str) -> list[str]:

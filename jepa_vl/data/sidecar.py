@@ -2,52 +2,80 @@
 
 import hashlib
 import os
+from array import array
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jepa_vl.config import ConfigError
+from jepa_vl.data import catalogue
+from jepa_vl.data.embeddings import text_hash
 from jepa_vl.data.records import parse_object, read_captions
 from jepa_vl.shapes import Array
 
 KEY, CAPTIONS = "data.captions_file", "captions"
+VERSION = 1  # of the index
 
 
 class CaptionsFile:
     """JSON lines ``{"key": ..., "captions": [...]}``, read one at a time where they are wanted.
 
+    24 bytes a line are kept of it; every line is read and checked once, like an index of images.
+
     Attributes:
       path: of the file.
       digest: hex, of its content.
-      spans: key -> (offset, size) of its line; lines without a caption are left out.
     """
 
     def __init__(self, path: str):
-        """Reads and checks every line, and remembers where it stands.
+        """Finds out where each key's line stands.
 
         Raises:
           ConfigError: names the file, the line and the rule.
         """
         self.path = Path(path).expanduser()
-        self.spans: dict[str, tuple[int, int]] = {}
-        digest, offset, seen = hashlib.sha256(), 0, set[str]()
-        try:
-            with open(self.path, "rb") as file:
-                for number, line in enumerate(file, 1):
-                    digest.update(line)
-                    if line.strip():
-                        where = f"{self.path}:{number}"
-                        name, captions = _parse(line, where)
-                        if name in seen:
-                            raise ConfigError(KEY, where, f"the key {name!r} stands twice")
-                        seen.add(name)
-                        if any(captions):
-                            self.spans[name] = offset, len(line)
-                    offset += len(line)
-        except OSError as error:
-            raise ConfigError(KEY, path, f"cannot be read: {error.strerror}") from error
-        self.digest = digest.hexdigest()
+        if not self.path.is_file():
+            raise ConfigError(KEY, path, "is no file that can be read")
+        found = catalogue.load_or_make([self.path], ("captions_file", VERSION), self._scan)
+        self.digest = str(found["digest"])
+        self._hashes, self._spans = found["hashes"], found["spans"]
+
+    def spans_of(self, keys: Sequence[str]) -> Array:
+        """Where the lines of some keys stand.
+
+        Returns:
+          int64 [keys, (offset, size)]; size -1 for keys without a caption in the file.
+        """
+        wanted = np.array([text_hash(name) for name in keys], np.uint64)
+        spans = np.full((len(keys), 2), (0, -1), np.int64)
+        if len(self._hashes):
+            places = np.minimum(np.searchsorted(self._hashes, wanted), len(self._hashes) - 1)
+            known = self._hashes[places] == wanted
+            spans[known] = self._spans[places[known]]
+        return spans
+
+    def _scan(self) -> dict[str, Array]:
+        digest, offset = hashlib.sha256(), 0
+        hashes, spans, numbers = array("Q"), array("q"), array("q")
+        with open(self.path, "rb") as file:
+            for number, line in enumerate(file, 1):
+                digest.update(line)
+                if line.strip():
+                    name, captions = _parse(line, f"{self.path}:{number}")
+                    hashes.append(text_hash(name))
+                    spans.extend((offset, len(line) if any(captions) else -1))
+                    numbers.append(number)
+                offset += len(line)
+        order = np.argsort(np.array(hashes, np.uint64), kind="stable")
+        ranked = np.array(hashes, np.uint64)[order]
+        if (same := np.flatnonzero(ranked[1:] == ranked[:-1])).size:
+            first, second = (numbers[order[same[0] + i]] for i in range(2))
+            rule = f"has the key of line {first}; give all captions of an image in one line"
+            raise ConfigError(KEY, f"{self.path}:{second}", rule)
+        places = np.array(spans, np.int64).reshape(-1, 2)[order]
+        return {"digest": np.array(digest.hexdigest()), "hashes": ranked, "spans": places}
 
 
 class Joined:
@@ -55,15 +83,14 @@ class Joined:
 
     Attributes:
       matched: number of images that the file has captions of.
-      captioned: number of images with a caption of either kind, at least.
-      keys, labels: of the source.
+      captioned: number of images with a caption of the pool, at least.
     """
 
     def __init__(self, source: Any, file: CaptionsFile, pool: str):
         """Looks up each record's key.
 
         Args:
-          source: with distinct ``keys``; a source without them is read for its keys.
+          source: whose keys are distinct.
           file: of the captions.
           pool: ``synthetic`` (those of the file alone) or ``both``.
 
@@ -71,16 +98,9 @@ class Joined:
           ConfigError: two records have the same key.
         """
         self.source, self.path, self.pool = source, file.path, pool
-        keys = getattr(source, "keys", None)
-        keys = [source[i]["key"] for i in range(len(source))] if keys is None else keys
-        names = [str(name) for name in keys]
-        if len(set(names)) < len(names):
-            rule = f"joins by keys, which must be distinct; some of {source.name} are the same"
-            raise ConfigError(KEY, str(file.path), rule)
-        absent = (0, -1)
-        # int64 [images, (offset, size)]; size -1 where the file has none
-        self._spans: Array = np.array([file.spans.get(name, absent) for name in names], np.int64)
-        self.keys, self.labels = keys, getattr(source, "labels", None)
+        names = list(map(str, source.keys))
+        catalogue.check_distinct(names, KEY, f"{file.path}, joined to {source.name}")
+        self._spans = file.spans_of(names)
         self.matched = int((self._spans[:, 1] >= 0).sum())
         own = getattr(source, "captioned", len(source)) if pool == "both" else 0
         self.captioned = max(own, self.matched)
@@ -95,6 +115,16 @@ class Joined:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._fd = _open(self.path)  # descriptors do not travel to workers
+
+    @property
+    def keys(self) -> Any:
+        """Those of the source."""
+        return self.source.keys
+
+    @property
+    def labels(self) -> Any:
+        """Those of the source, None where it knows them by its records alone."""
+        return getattr(self.source, "labels", None)
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -24,6 +24,11 @@ class Source(Protocol):
     """Random access to records. Sources are picklable: data workers receive a copy."""
 
     @property
+    def keys(self) -> Sequence[str] | Array:
+        """Names of the records, in their order; known without reading them."""
+        ...
+
+    @property
     def classes(self) -> tuple[str, ...]:
         """Names of the labels, in their order."""
         ...
@@ -49,11 +54,14 @@ class Subset:
     def __init__(self, source: Source, indices: Sequence[int] | Array, part: str = "subset"):
         self.source, self.part = source, part
         self.indices = np.asarray(indices, np.int64)
-        labels, keys = getattr(source, "labels", None), getattr(source, "keys", None)
+        labels = getattr(source, "labels", None)
         if labels is not None:
             self.labels = labels[self.indices]
-        if keys is not None:
-            self.keys = np.asarray(keys)[self.indices]
+
+    @property
+    def keys(self) -> Array:
+        """Those of the source at the indices."""
+        return np.asarray(self.source.keys)[self.indices]
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -88,8 +96,11 @@ class Relabelled:
         labels = getattr(source, "labels", None)
         if labels is not None:
             self.labels = self._table[labels]
-        if hasattr(source, "keys"):
-            self.keys = getattr(source, "keys")  # noqa: B009, not all sources have them
+
+    @property
+    def keys(self) -> Sequence[str] | Array:
+        """Unchanged."""
+        return self.source.keys
 
     @property
     def fingerprint(self) -> str:
