@@ -33,6 +33,7 @@ setup(
         "optax>=0.2.8,<0.3",
         "orbax-checkpoint>=0.12.8,<0.13",
         "pillow>=13.0,<14",
+        "pyarrow>=26.0.1,<27",
         "rich>=15.0,<16",
         "safetensors>=0.8.0,<0.9",
         "scipy>=1.17,<2",

@@ -11,7 +11,7 @@ from jepa_vl.config import defaults, parse_arg
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """``data=shapes_world`` (default), ``tar`` or ``folder``; the last two need ``data.path``."""
+    """``data=shapes_world`` (default) or another kind of source, which needs ``data.path``."""
     given = parse_arg(arg, data="shapes_world")
     c = defaults()
     c.objective = "tcjepa"

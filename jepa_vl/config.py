@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from jepa_vl.errors import ConfigError as ConfigError
 from jepa_vl.errors import at_least, divides
 from jepa_vl.errors import one_of as one_of
+from jepa_vl.kinds import check_data
 from jepa_vl.methods import (
     CHECKS,
     CONDITIONED,
@@ -129,7 +130,6 @@ def _typed(name: str, value: Any, hint: type) -> Any:
 # Objects that are chosen by name and can be added to (the conditioner and its fusion, the distance,
 # the regulariser) are checked by the objective, against what is registered.
 CHOICES: dict[str, tuple[str, ...]] = {
-    "data.kind": ("shapes_world", "tar", "folder"),
     "data.captions": ("own", "shuffled", "empty", "random"),
     "text.kind": ("hashed", "t5", "bert", "gte", "cached"),
     "text.frozen": ("yes", "no"),
@@ -344,10 +344,8 @@ def _check_relations(c: Config) -> None:
         one_of("loss.distance", c.loss.distance, (DISTANCES[c.objective],))
     divides("text.width", c.text.width, c.text.heads, "heads")
     check_text(c)
+    check_data(c)
     divides("train.batch_size", c.train.batch_size, c.train.micro_batches, "micro_batches")
-    if c.data.kind != "shapes_world" and not c.data.path:
-        rule = f"kind {c.data.kind!r} needs the folder of the data"
-        raise ConfigError("data.path", c.data.path, rule)
     if c.data.captions != "own" and not reads_text(c):
         rule = f"'own' with objective {c.objective!r}, which reads no captions"
         raise ConfigError("data.captions", c.data.captions, rule)

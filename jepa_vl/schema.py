@@ -37,14 +37,40 @@ class DataConfig:
 
     kind: str = key(
         "shapes_world",
-        "source: shapes_world (built in), tar (WebDataset) or folder (captions.jsonl)",
+        "source: shapes_world (built in), tar (WebDataset), folder (captions.jsonl or .csv), "
+        "class_folder (a subfolder a class), parquet, tfds, or array_record (written by "
+        "`jepa-vl data convert`)",
     )
-    path: str = key("", "folder of the source; unused by shapes_world")
+    path: str = key(
+        "", "folder of the source, or one file of it; tfds: its data_dir; unused by shapes_world"
+    )
+    name: str = key("", "tfds: the dataset, as in coco_captions/2014:1.1.0; others: empty")
+    split: str = key(
+        "",
+        "tfds: split, empty for train; class_folder: subfolder; parquet: files whose names begin "
+        "with it; empty: all",
+    )
     train_size: int = key(20_000, "shapes_world: number of distinct training scenes")
     caption_keys: tuple = key(
-        ("captions", "caption"), "JSON keys that hold the captions: a list or a string"
+        ("captions", "caption"),
+        "JSON keys or columns of the captions, a list or a string; the first that is present "
+        "counts; a dot leads inside, as in captions.text",
     )
-    label_key: str = key("label", "JSON key that holds the class name; it may be absent")
+    label_key: str = key(
+        "label", "JSON key or column of the class name; it may be absent; dots as above"
+    )
+    image_keys: tuple = key(
+        ("image", "jpg", "png", "webp", "image_path", "file_name", "filepath"),
+        "folder, parquet, tfds: keys or columns of the image, the first that is present counts",
+    )
+    captions_file: str = key(
+        "",
+        'more captions for any kind: JSON lines {"key": ..., "captions": [...]}, joined by the key '
+        "of the record",
+    )
+    caption_pool: str = key(
+        "both", "with captions_file: raw (of the source), synthetic (of the file) or both"
+    )
     captions: str = key(
         "own",
         "that an image comes with: own or, for control runs, shuffled (always those of one other "
@@ -313,6 +339,7 @@ class EvalConfig:
         "",
         "held-out source, same kind; empty: val beside a folder named train, else data.holdout",
     )
+    split: str = key("", "held-out split, where data.split knows splits; empty: as for path")
     train_images: int = key(2000, "labelled training images that kNN searches")
     val_images: int = key(1000, "labelled held-out images that kNN classifies")
     k: int = key(20, "neighbours")

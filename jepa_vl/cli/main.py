@@ -87,6 +87,17 @@ VERBS = {
         config="",
         out="folder of the cache",
     ),
+    "data convert": Verb(
+        "write any data as ArrayRecord shards",
+        "Reads the images, captions and labels of the configuration's source and writes them to\n"
+        "DIR/train and DIR/val, images byte for byte; held out is what training would hold out.\n"
+        "data.captions_file is not written: records keep their keys, so it joins as before.\n"
+        "DIR appears when all is done; after a kill the same command goes on.\n\n" + OVERRIDES,
+        "jepa-vl data convert --config configs/quickstart.py:data=parquet "
+        "--config.data.path=DIR --out shards",
+        config="",
+        out="folder of the shards",
+    ),
     "eval": Verb(
         "measure the frozen features of a checkpoint",
         "knn      DINO's vote of the 10, 20, 100 and 200 nearest training images\n"

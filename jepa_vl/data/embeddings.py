@@ -7,7 +7,6 @@ tower and tokenizer made them; ``tokenizer.json`` is that tokenizer.
 
 import functools
 import hashlib
-import importlib
 import json
 import os
 from collections.abc import Iterable
@@ -18,6 +17,7 @@ import ml_dtypes
 import numpy as np
 
 from jepa_vl.config import ConfigError
+from jepa_vl.data import array_record
 from jepa_vl.data.tokenizers import FILE as TOKENIZER
 from jepa_vl.data.tokenizers import PATH
 from jepa_vl.pretrained import HUB, META, PACKAGE, fingerprint, locate, read_json
@@ -32,8 +32,8 @@ DTYPES: dict[str, Any] = {
 }
 
 
-def caption_hash(text: str) -> int:
-    """64 bits that stand for a caption."""
+def text_hash(text: str) -> int:
+    """64 bits that stand for a caption, or another text."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
@@ -53,13 +53,13 @@ def write(
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / META).unlink(missing_ok=True)
-    writer = _array_record().ArrayRecordWriter(str(folder / RECORDS), "group_size:1")
+    writer = array_record.module().ArrayRecordWriter(str(folder / RECORDS), "group_size:1")
     hashes, digest, width = [], hashlib.sha256(), 0
     for text, states in rows:
         content = states.astype(DTYPES[config.cache_dtype]).tobytes()
         writer.write(content)
         digest.update(content)
-        hashes.append(caption_hash(text))
+        hashes.append(text_hash(text))
         width = states.shape[-1]
     writer.close()
     fixed = config.path.startswith((HUB, PACKAGE))
@@ -150,7 +150,7 @@ class EmbeddingCache:
         Raises:
           ConfigError: the cache was made from other captions.
         """
-        wanted = np.uint64(caption_hash(text))
+        wanted = np.uint64(text_hash(text))
         place = int(np.searchsorted(self._hashes, wanted))
         if place == len(self._hashes) or self._hashes[place] != wanted:
             rule = (
@@ -175,9 +175,4 @@ class EmbeddingCache:
 
 @functools.lru_cache(maxsize=4)
 def _reader(path: str) -> Any:
-    return _array_record().ArrayRecordReader(path, "readahead_buffer_size:0")
-
-
-def _array_record() -> Any:
-    """A compiled module; loaded where it is used, like all that training can do without."""
-    return importlib.import_module("array_record.python.array_record_module")
+    return array_record.module().ArrayRecordReader(path, "readahead_buffer_size:0")

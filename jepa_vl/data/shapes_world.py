@@ -185,11 +185,19 @@ class ShapesWorld:
             "image": image,
             "captions": list(captions),
             "label": self.classes.index(scene.objects[0].texture),
-            "key": f"{self.split}-{index:08d}",
+            "key": self._key(index),
             "mask": mask,
             "objects": list(scene.objects),
             "word_objects": list(captions.values()),
         }
+
+    def _key(self, index: int) -> str:
+        return f"{self.split}-{index:08d}"
+
+    @property
+    def keys(self) -> list[str]:
+        """Of all scenes, none of which is drawn for it."""
+        return [self._key(index) for index in range(self.length)]
 
     @property
     def fingerprint(self) -> str:

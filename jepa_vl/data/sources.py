@@ -1,20 +1,19 @@
-"""Where images and captions come from: the protocol, the registry and the split into two parts."""
+"""Where images and captions come from: the protocol, and the split into two parts."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from jepa_vl.config import Config, ConfigError, one_of, reads_text
-from jepa_vl.data.folder import FolderSource
 from jepa_vl.data.records import class_names
-from jepa_vl.data.shapes_world import ShapesWorld
-from jepa_vl.data.tar import TarSource
+from jepa_vl.data.registry import SOURCES as SOURCES
+from jepa_vl.data.registry import Place as Place
+from jepa_vl.data.sidecar import CaptionsFile, Joined
 from jepa_vl.shapes import Array
 
-WORLD_SEED = 0  # the built-in world is a data set: runs of any seed see the same scenes
 NO_LABEL = -1
 
 # image: uint8 [H, W, 3] or encoded bytes; captions: list[str]; label: int, -1 for none; key: str
@@ -23,6 +22,11 @@ Record = dict[str, Any]
 
 class Source(Protocol):
     """Random access to records. Sources are picklable: data workers receive a copy."""
+
+    @property
+    def keys(self) -> Sequence[str] | Array:
+        """Names of the records, in their order; known without reading them."""
+        ...
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -53,6 +57,11 @@ class Subset:
         labels = getattr(source, "labels", None)
         if labels is not None:
             self.labels = labels[self.indices]
+
+    @property
+    def keys(self) -> Array:
+        """Those of the source at the indices."""
+        return np.asarray(self.source.keys)[self.indices]
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -89,6 +98,11 @@ class Relabelled:
             self.labels = self._table[labels]
 
     @property
+    def keys(self) -> Sequence[str] | Array:
+        """Unchanged."""
+        return self.source.keys
+
+    @property
     def fingerprint(self) -> str:
         """Unchanged: it names the images and their order."""
         return self.source.fingerprint
@@ -106,60 +120,60 @@ class Relabelled:
         return {**record, "label": int(self._table[record["label"]])}
 
 
-def _from_files(kind: type[TarSource] | type[FolderSource]) -> Callable[..., Source]:
-    def make(config: Config, path: str, key: str, split: str) -> Source:
-        data = config.data
-        source = kind(path, data.caption_keys, data.label_key, key=key)
-        if split == "train" and reads_text(config) and not source.captioned:
-            seen = ", ".join(source.json_keys) or "none"
-            rule = f"names the JSON key of the captions; in {path} no image has one (keys: {seen})"
-            raise ConfigError("data.caption_keys", data.caption_keys, rule)
-        return source
-
-    return make
-
-
-def _world(config: Config, path: str, key: str, split: str) -> Source:
-    del path, key
-    length = config.data.train_size if split == "train" else config.eval.val_images
-    return ShapesWorld(WORLD_SEED, length, config.encoder.image_size, split)
-
-
-SOURCES: dict[str, Callable[..., Source]] = {
-    "shapes_world": _world,
-    "tar": _from_files(TarSource),
-    "folder": _from_files(FolderSource),
-}
-
-
 def open_sources(config: Config) -> tuple[Source, Source]:
     """The training source and the held-out one, with labels that agree.
 
-    Held out is, in this order: ``eval.path``; ``val`` beside a ``data.path`` whose last component
-    is ``train``; a share ``data.holdout`` of the images, by the hash of their keys.
+    Held out is, in this order: ``eval.path`` and ``eval.split``; ``val`` beside a ``data.path``
+    whose last component is ``train``; a share ``data.holdout`` of the images, by the hash of their
+    keys. Where the objective reads captions, those of ``data.captions_file`` are joined to both.
 
     Raises:
-      ConfigError: names ``data.*`` or ``eval.path``, the path and what is wrong there.
+      ConfigError: names ``data.*`` or ``eval.*``, the path and what is wrong there.
     """
-    one_of("data.kind", config.data.kind, SOURCES)
-    make = SOURCES[config.data.kind]
-    train = make(config, config.data.path, "data.path", "train")
-    if config.data.kind == "shapes_world":
-        return train, make(config, "", "", "val")
-    path, key = _held_out_path(config)
-    if not path:
-        return split_source(train, config.data.holdout)
-    held_out = make(config, path, key, "val")
-    classes = class_names([*train.classes, *held_out.classes])
-    return _relabel(train, classes), _relabel(held_out, classes)
+    data = config.data
+    one_of("data.kind", data.kind, SOURCES)
+    added = None
+    if data.captions_file and data.caption_pool != "raw" and reads_text(config):
+        added = CaptionsFile(data.captions_file)
+    places = [Place(data.path, "data.path", data.split, "train"), _held_out_place(config)]
+    train, *others = [_open(config, place, added) for place in places if place is not None]
+    if reads_text(config):
+        _check_captions(config, train)
+    if not others:
+        return split_source(train, data.holdout)
+    if data.kind == "shapes_world":  # its classes are known, whatever the scenes
+        return train, others[0]
+    classes = class_names([*train.classes, *others[0].classes])
+    return _relabel(train, classes), _relabel(others[0], classes)
 
 
-def _held_out_path(config: Config) -> tuple[str, str]:
-    if config.eval.path:
-        return config.eval.path, "eval.path"
-    path = Path(config.data.path).expanduser()
-    sibling = path.parent / "val"
-    return (str(sibling), "data.path") if path.name == "train" and sibling.is_dir() else ("", "")
+def _open(config: Config, place: Place, added: CaptionsFile | None) -> Source:
+    source = SOURCES[config.data.kind](config, place)
+    return source if added is None else Joined(source, added, config.data.caption_pool)
+
+
+def _held_out_place(config: Config) -> Place | None:
+    data, split = config.data, config.eval.split
+    path = Path(data.path).expanduser()
+    if data.kind == "shapes_world":
+        return Place("", "", "", "val")
+    if config.eval.path or split:
+        return Place(config.eval.path or data.path, "eval.path", split, "val")
+    if path.name == "train" and (path.parent / "val").is_dir():
+        return Place(str(path.parent / "val"), "data.path", "", "val")
+    return None
+
+
+def _check_captions(config: Config, source: Any) -> None:
+    """Refuses a training source none of whose images has a caption of the pool."""
+    data = config.data
+    if isinstance(source, Joined) and not source.matched:
+        rule = f"has captions of no image: none of its keys is a key of {source.name}, as "
+        raise ConfigError("data.captions_file", data.captions_file, rule + repr(source.keys[0]))
+    if not getattr(source, "captioned", True):
+        seen = ", ".join(source.json_keys) or "none"
+        where = f"in {data.path} no image has one (keys: {seen})"
+        raise ConfigError("data.caption_keys", data.caption_keys, f"names the captions; {where}")
 
 
 def _relabel(source: Source, classes: tuple[str, ...]) -> Source:
