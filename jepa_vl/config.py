@@ -129,6 +129,7 @@ def _typed(name: str, value: Any, hint: type) -> Any:
 CHOICES: dict[str, tuple[str, ...]] = {
     "data.kind": ("shapes_world", "tar", "folder"),
     "data.captions": ("own", "shuffled", "empty", "random"),
+    "data.decoder": ("pillow", "turbo"),
     "text.kind": ("hashed", "t5", "bert", "gte", "cached"),
     "text.frozen": ("yes", "no"),
     "text.weights_dtype": ("float32", "bfloat16"),

@@ -52,6 +52,10 @@ class DataConfig:
     )
     crop_scale: tuple = key((0.3, 1.0), "area range of the random resized crop")
     crop_ratio: tuple = key((0.75, 4 / 3), "aspect-ratio range (width / height) of the crop")
+    decoder: str = key(
+        "pillow",
+        "of training crops: pillow, or turbo (JPEGs faster, crops within 1 of 255; [turbo] extra)",
+    )
     holdout: float = key(
         0.05, "share of the images held out for evaluation when eval.path is not given"
     )
