@@ -41,6 +41,7 @@ setup(
         "rich>=15.0,<16",
         "safetensors>=0.8.0,<0.9",
         "scipy>=1.17,<2",
+        "sentencex>=1.0.32,<2",
         "tensorboardX>=2.6.5,<3",
         "tensorflow-datasets>=4.9.10,<4.10",
         "tokenizers>=0.23,<0.24",

@@ -42,8 +42,11 @@ class DataConfig:
     path: str = key("", "folder of the source; unused by shapes_world")
     train_size: int = key(20_000, "shapes_world: number of distinct training scenes")
     caption_keys: tuple = key(
-        ("captions", "caption"), "JSON keys that hold the captions: a list or a string"
+        ("captions", "caption"),
+        "JSON keys that hold the captions, a list or a string; a dot leads into an object: "
+        "translations.ja",
     )
+    split_sentences: bool = key(False, "take each sentence of a caption as a caption of its own")
     label_key: str = key("label", "JSON key that holds the class name; it may be absent")
     captions: str = key(
         "own",

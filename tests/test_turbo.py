@@ -147,7 +147,7 @@ def test_a_missing_library_is_named_at_the_start(monkeypatch):
 
 
 def test_photographs_differ_by_one_level_at_most():
-    folder = shared("coco/images")
+    folder = shared("data/coco/images")
     for number, path in enumerate(sorted(folder.iterdir())[:20]):
         for size in (224, 96):
             pillow, fast = crops(path.read_bytes(), size, number)

@@ -1,4 +1,4 @@
-"""Captions and labels out of the JSON that users write."""
+"""Captions and labels out of the JSON objects and table rows that users bring."""
 
 import json
 from collections.abc import Sequence
@@ -20,18 +20,42 @@ def parse_object(text: str | bytes, key: str, where: str) -> dict[str, Any]:
     return item
 
 
+def lookup(item: dict[str, Any], name: str) -> Any:
+    """What stands under a name; None if nothing does.
+
+    A dot leads into an object, or into each object of a list: ``captions.text`` finds the strings
+    of ``{"captions": {"text": [...]}}`` and of ``{"captions": [{"text": ...}, ...]}``.
+    """
+    if name in item:
+        return item[name]
+    head, _, rest = name.partition(".")
+    inner = item.get(head) if rest else None
+    if isinstance(inner, list) and all(isinstance(element, dict) for element in inner):
+        found = [lookup(element, rest) for element in inner]
+        return [value for value in found if value is not None] or None
+    return lookup(inner, rest) if isinstance(inner, dict) else None
+
+
+def leaf_names(item: dict[str, Any]) -> list[str]:
+    """All names that :func:`lookup` finds a value under, as the user would write them."""
+    names: list[str] = []
+    for name, value in item.items():
+        inner = value[0] if isinstance(value, list) and value else value
+        below = leaf_names(inner) if isinstance(inner, dict) else []
+        names += [f"{name}.{leaf}" for leaf in below] or [name]
+    return names
+
+
 def read_captions(
     item: dict[str, Any], caption_keys: Sequence[str], key: str, where: str
 ) -> list[str]:
-    """Captions under the first key that is present: a list of strings or one string.
+    """Captions under the first key (see :func:`lookup`) that is present: one string or a list.
 
     Raises:
       ConfigError: something else stands there.
     """
-    name = next((name for name in caption_keys if item.get(name) is not None), None)
-    if name is None:
-        return []
-    value = item[name]
+    found = ((name, lookup(item, name)) for name in caption_keys)
+    name, value = next(((n, v) for n, v in found if v is not None), ("", []))
     value = [value] if isinstance(value, str) else value
     if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
         raise ConfigError(key, where, f"{name!r} is neither a string nor a list of strings")
@@ -44,7 +68,7 @@ def read_label(item: dict[str, Any], label_key: str, key: str, where: str) -> st
     Raises:
       ConfigError: something else stands there.
     """
-    value = item.get(label_key)
+    value = lookup(item, label_key)
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, str | int):
@@ -63,3 +87,8 @@ def number_labels(names: Sequence[str | None]) -> tuple[tuple[str, ...], np.ndar
     classes = class_names([name for name in names if name is not None])
     index = {name: i for i, name in enumerate(classes)}
     return classes, np.array([-1 if n is None else index[n] for n in names], np.int32)
+
+
+def first_line(error: Exception) -> str:
+    """What a library's error says, without what it adds below; its type if it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

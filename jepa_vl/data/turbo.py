@@ -1,8 +1,8 @@
 """JPEG crops without Pillow: libjpeg-turbo into an array, and a vectorised resize.
 
-Decoded pixels are Pillow's, bit for bit. The resize rounds differently: values of a crop lie at most
-one of 255 levels from Pillow's, the same ones on every processor. What this brings, and what other
-decoders brought, is measured by ``benchmarks/decoders.py``.
+Decoded pixels are Pillow's, bit for bit. The resize rounds differently: values of a crop lie at
+most one of 255 levels from Pillow's, the same ones on every processor. What this brings is measured
+by ``benchmarks/decoders.py``.
 """
 
 import functools
