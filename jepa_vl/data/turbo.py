@@ -15,7 +15,7 @@ from PIL import Image
 from jepa_vl.config import ConfigError
 from jepa_vl.shapes import Array
 
-_LIBRARIES = ("simplejpeg", "cykooz_resizer")
+LIBRARIES, PACKAGES = ("simplejpeg", "cykooz_resizer"), ("simplejpeg", "cykooz-resizer")
 # EXIF orientations: that swap width and height; whose upright left column is stored last; whose
 # upright top row is.
 SIDEWAYS, LEFT_IS_LAST, TOP_IS_LAST = (5, 6, 7, 8), (2, 3, 6, 7), (3, 4, 7, 8)
@@ -28,7 +28,7 @@ def require() -> None:
     Raises:
       ConfigError: one is not.
     """
-    for name in _LIBRARIES:
+    for name in LIBRARIES:
         try:
             importlib.import_module(name)
         except ImportError as error:
@@ -65,7 +65,7 @@ def crop(
       uint8 [S, S, 3]; None where libjpeg-turbo has something to object: Pillow, which lets some
       damage pass, then decides.
     """
-    decode, lib = importlib.import_module("simplejpeg").decode_jpeg, _resizer()
+    decode, lib = jpeg().decode_jpeg, _resizer()
     width, height = (-(-side // factor) for side in whole)
     try:
         stored = decode(data, min_height=height, min_width=width, min_factor=factor)
@@ -82,6 +82,12 @@ def crop(
     options = lib.ResizeOptions(convolution, use_alpha=False, crop_box=edges)
     lib.Resizer().resize(pixels, result, options)
     return np.frombuffer(result.get_buffer(), np.uint8).reshape(size, size, 3)
+
+
+@functools.cache
+def jpeg() -> Any:
+    """The library that decodes."""
+    return importlib.import_module("simplejpeg")
 
 
 @functools.cache
