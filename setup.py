@@ -8,6 +8,11 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "jepa_vl/__init__.py").read_text())
 README = HERE / "README.md"
+# The resizer has no wheel for Linux on ARM; the key that asks for it says so there.
+TURBO = [
+    "cykooz-resizer>=4.0.1,<5; sys_platform != 'linux' or platform_machine == 'x86_64'",
+    "simplejpeg>=1.9,<2",
+]
 
 setup(
     name="jepa-vl",
@@ -37,6 +42,7 @@ setup(
         "rich>=15.0,<16",
         "safetensors>=0.8.0,<0.9",
         "scipy>=1.17,<2",
+        "sentencex>=1.0.32,<2",
         "tensorboardX>=2.6.5,<3",
         "tensorflow-datasets>=4.9.10,<4.10",
         "tokenizers>=0.23,<0.24",
@@ -45,7 +51,9 @@ setup(
     extras_require={
         "tpu": ["jax[tpu]>=0.10.2,<0.11"],
         "gpu": ["jax[cuda13]>=0.10.2,<0.11"],
+        "turbo": TURBO,
         "test": [
+            *TURBO,
             "hypothesis>=6.170,<7",
             "pyright>=1.1.414,<1.2",
             "pytest>=9.2,<10",

@@ -131,6 +131,7 @@ def _typed(name: str, value: Any, hint: type) -> Any:
 # the regulariser) are checked by the objective, against what is registered.
 CHOICES: dict[str, tuple[str, ...]] = {
     "data.captions": ("own", "shuffled", "empty", "random"),
+    "data.decoder": ("pillow", "turbo"),
     "text.kind": ("hashed", "t5", "bert", "gte", "cached"),
     "text.frozen": ("yes", "no"),
     "text.weights_dtype": ("float32", "bfloat16"),

@@ -71,6 +71,7 @@ class DataConfig:
     caption_pool: str = key(
         "both", "with captions_file: raw (of the source), synthetic (of the file) or both"
     )
+    split_sentences: bool = key(False, "take each sentence of a caption as a caption of its own")
     captions: str = key(
         "own",
         "that an image comes with: own or, for control runs, shuffled (always those of one other "
@@ -78,6 +79,10 @@ class DataConfig:
     )
     crop_scale: tuple = key((0.3, 1.0), "area range of the random resized crop")
     crop_ratio: tuple = key((0.75, 4 / 3), "aspect-ratio range (width / height) of the crop")
+    decoder: str = key(
+        "pillow",
+        "of training crops: pillow, or turbo (JPEGs faster, crops within 1 of 255; [turbo] extra)",
+    )
     holdout: float = key(
         0.05, "share of the images held out for evaluation when eval.path is not given"
     )

@@ -116,10 +116,10 @@ def test_masks_cost_little_beside_decoding():
     plan = masking.plan_masks(make_config(14))
     costs = []
     for seed in range(5):
-        start = time.perf_counter()
+        start = time.thread_time()
         draw(plan, 200, seed)
-        costs.append((time.perf_counter() - start) / 200)
-    assert min(costs) < 200e-6  # measured 35 us; loaded machines are slow
+        costs.append((time.thread_time() - start) / 200)
+    assert min(costs) < 200e-6  # of CPU; measured 35 us
 
 
 @pytest.mark.parametrize("name", ["multiblock_masks_14x14_b64", "multiblock_masks_16x16_b1"])

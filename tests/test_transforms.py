@@ -88,22 +88,45 @@ def test_reduced_decoding_changes_neither_the_box_nor_the_picture_much():
         assert abs(reduced.astype(int) - full).max() <= 8
 
 
-def test_the_reduced_crop_never_has_fewer_pixels_than_the_result(monkeypatch):
-    sizes = []
-    resize = transforms._resize
+def test_a_reduced_crop_lies_where_the_whole_one_does_to_a_fraction_of_a_pixel():
+    """Seen by the place of a slanted edge: a box rounded to shrunk pixels would move it."""
+    x, y = np.meshgrid(np.arange(643), np.arange(485))
+    picture = Image.fromarray(np.clip(128 + 8 * (x + y - 560), 0, 255).astype(np.uint8))
+    for orientation in (1, 3, 6, 8):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        data = encode(picture, "JPEG", quality=98, exif=exif)
+        upright = Image.fromarray(transforms.decode(data, "k"))
+        for seed in range(12):
+            args = (upright.width, upright.height, (0.3, 1.0), (0.75, 4 / 3))
+            box = transforms.random_box(*args, rng(seed))
+            crop = transforms.random_crop(data, 64, *args[2:], rng(seed))[..., 0]
+            whole = upright.crop(box).resize((64, 64), Image.Resampling.BILINEAR)
+            # Grey summed over a row is how far the edge lies from its end, in units of 255.
+            moved = (crop.astype(float) - np.asarray(whole)[..., 0]).sum(1) / 255
+            assert abs(moved).max() < 0.25 and abs(moved.mean()) < 0.05
 
-    def spy(image, box, size):
-        sizes.append((box[2] - box[0], box[3] - box[1], image.width))
-        return resize(image, box, size)
 
-    monkeypatch.setattr(transforms, "_resize", spy)
-    data = encode(gradient(640, 480), "JPEG")
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_reduced_crop_never_has_fewer_pixels_than_the_result(orientation):
+    whole = (643, 485) if orientation < 5 else (485, 643)
+    reductions = set()
     for seed in range(40):
-        transforms.random_crop(data, 64, (0.01, 0.6), (0.75, 4 / 3), rng(seed))
-        full = transforms.random_box(640, 480, (0.01, 0.6), (0.75, 4 / 3), rng(seed))
-        if min(full[2] - full[0], full[3] - full[1]) >= 64:
-            assert min(sizes[-1][:2]) >= 64 - 1e-9
-    assert {width for *_, width in sizes} >= {160, 320, 640}  # every reduction was met
+        box = transforms.random_box(*whole, (0.01, 0.6), (0.75, 4 / 3), rng(seed))
+        factor = transforms._reduction(box, 64)
+        reductions.add(factor)
+        outer, inner = transforms._reduced(box, whole, factor, orientation)
+        sides = inner[2] - inner[0], inner[3] - inner[1]
+        assert sides == pytest.approx(((box[2] - box[0]) / factor, (box[3] - box[1]) / factor))
+        if min(box[2] - box[0], box[3] - box[1]) >= 64:
+            assert min(sides) >= 64
+        # Cut out is what holds the box, and not a pixel more.
+        assert all(0 <= edge < 1 for edge in inner[:2])
+        assert all(0 <= outer[i + 2] - outer[i] - inner[i + 2] < 1 for i in (0, 1))
+        assert min(outer) >= 0 and all(
+            far <= -(-side // factor) for far, side in zip(outer[2:], whole, strict=True)
+        )
+    assert reductions == {1, 2, 4}
 
 
 def test_boxes_have_the_areas_and_ratios_asked_for():

@@ -8,7 +8,7 @@ import numpy as np
 
 from jepa_vl.data import tokenizers
 from jepa_vl.data.embeddings import EmbeddingCache
-from jepa_vl.data.tokenizers import Token
+from jepa_vl.data.tokenizers import Token, has_word
 from jepa_vl.data.tokenizers import words as words
 from jepa_vl.schema import TextConfig
 from jepa_vl.shapes import Array
@@ -41,13 +41,13 @@ class CaptionReader:
           its float type; ``word_mask``: bool [N, S]; ``caption_mask``: bool [N], False for captions
           that are missing.
         """
-        present = [text for text in captions if words(text)]
+        present = [text for text in captions if has_word(text)]
         drawn = rng.permutation(len(present))[: self.captions]
         return self._arrays([present[i] for i in drawn])
 
     def encode_all(self, captions: Sequence[str]) -> dict[str, Array]:
         """As :meth:`encode`, without chance: the first N captions in their order."""
-        return self._arrays([text for text in captions if words(text)][: self.captions])
+        return self._arrays([text for text in captions if has_word(text)][: self.captions])
 
     def scramble(self, arrays: dict[str, Array], rng: np.random.Generator) -> dict[str, Array]:
         """Random tokens in the place of those of :meth:`encode`'s arrays; the masks stay.
@@ -90,7 +90,7 @@ class CaptionReader:
             found: list[Any] = [self.cache.states(text) for text in drawn]
         else:
             name, content = "word_ids", np.full(mask.shape, PAD, np.int32)
-            found = [[token.id for token in self.tokens(text)] for text in drawn]
+            found = [self.tokenize.ids(text) for text in drawn]
         for row, values in enumerate(found):
             content[row, : len(values)] = values
             mask[row, : len(values)] = True

@@ -128,29 +128,31 @@ def _draw_blocks(plan: MaskPlan, rng: np.random.Generator) -> tuple[Size, Array,
     """One image: size of its target blocks, their origins [M], visible cells, fallback taken?"""
     grid, blocks = plan.grid, plan.target_blocks
     scale, aspect, keep = plan.target_scale, plan.target_aspect, plan.context_tokens
-    draws = rng.random(2)
+    draws = rng.random(2).tolist()
     area = int(grid * grid * (scale[0] + draws[0] * (scale[1] - scale[0])))
     height, width = _block(max(area, 1), aspect[0] + draws[1] * (aspect[1] - aspect[0]), grid)
     for _ in range(RETRIES):
-        draws = rng.random(2 * blocks + 3)
-        tops = (draws[:blocks] * (grid - height + 1)).astype(np.int32)
-        lefts = (draws[blocks : 2 * blocks] * (grid - width + 1)).astype(np.int32)
+        # Plain numbers: for a handful of them numpy's calls cost more than what they compute.
+        draws = rng.random(2 * blocks + 3).tolist()
+        tops = [int(draw * (grid - height + 1)) for draw in draws[:blocks]]
+        lefts = [int(draw * (grid - width + 1)) for draw in draws[blocks : 2 * blocks]]
         low, high = plan.context_scale
         side = round(math.sqrt(int(grid * grid * (low + draws[-3] * (high - low)))))
         side = min(max(side, 1), grid)
         top, left = int(draws[-2] * (grid - side + 1)), int(draws[-1] * (grid - side + 1))
         visible = np.zeros((grid, grid), bool)
         visible[top : top + side, left : left + side] = True
-        for y, x in zip(tops.tolist(), lefts.tolist(), strict=True):
+        for y, x in zip(tops, lefts, strict=True):
             visible[y : y + height, x : x + width] = False
-        context = np.flatnonzero(visible)
+        context = visible.ravel().nonzero()[0]
         if len(context) >= keep:
-            return (height, width), tops * grid + lefts, context, False
+            corners = [y * grid + x for y, x in zip(tops, lefts, strict=True)]
+            return (height, width), np.array(corners, np.int32), context, False
     # All target blocks on the first one, the whole image as context block.
     visible = np.ones((grid, grid), bool)
     visible[tops[0] : tops[0] + height, lefts[0] : lefts[0] + width] = False
     origins = np.full(blocks, tops[0] * grid + lefts[0], np.int32)
-    return (height, width), origins, np.flatnonzero(visible), True
+    return (height, width), origins, visible.ravel().nonzero()[0], True
 
 
 def production_masks(plan: MaskPlan, rng: np.random.Generator) -> dict[str, Array]:

@@ -24,9 +24,12 @@ Range = tuple[float, float]
 
 
 @functools.lru_cache(maxsize=512)
+@functools.lru_cache(maxsize=1024)
 def block_cells(height: int, width: int, grid: int) -> Array:
-    """int32 [h * w]: row-major cells of a block at the top left."""
-    return (np.arange(height)[:, None] * grid + np.arange(width)).ravel().astype(np.int32)
+    """int32 [h * w], read-only: row-major cells of a block at the top left."""
+    cells = (np.arange(height)[:, None] * grid + np.arange(width)).ravel().astype(np.int32)
+    cells.flags.writeable = False
+    return cells
 
 
 def reference_sizes(grid: int, scale: Range, aspect: Range) -> list[Size]:

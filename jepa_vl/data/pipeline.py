@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from jepa_vl.config import Config, ConfigError, reads_text
-from jepa_vl.data import controls, masking, tokenizers, transforms, worker
+from jepa_vl.data import controls, masking, tokenizers, transforms, turbo, worker
 from jepa_vl.data.sources import Source
 from jepa_vl.methods import tower_files
 from jepa_vl.pretrained import fingerprint
@@ -31,6 +31,8 @@ class TrainElement:
         self.source, self.data, self.size = source, config.data, config.encoder.image_size
         self.captions = controls.build(config, source) if reads_text(config) else None
         self.plan, self.dropout = masking.plan_masks(config), config.text.dropout
+        if self.data.decoder == "turbo":
+            turbo.require()
 
     def __call__(self, element: dict[str, int], rng: np.random.Generator) -> Batch:
         """``element`` holds ``index`` in the source and ``position`` in the infinite order."""
@@ -42,6 +44,7 @@ class TrainElement:
             self.data.crop_ratio,
             rng,
             record["key"],
+            self.data.decoder,
         )
         out = {"image": crop}
         if self.plan.mode == "production":

@@ -121,6 +121,23 @@ class Relabelled:
 
 
 def open_sources(config: Config) -> tuple[Source, Source]:
+    """The training source and the held-out one, their captions split if ``data.split_sentences``.
+
+    Raises:
+      ConfigError: see :func:`_open_parts`; or there is nothing to split.
+    """
+    train, held_out = _open_parts(config)
+    if not config.data.split_sentences:
+        return train, held_out
+    if config.data.kind == "shapes_world":
+        rule = "False with data.kind 'shapes_world', whose captions are sentences"
+        raise ConfigError("data.split_sentences", True, rule)
+    from jepa_vl.data.sentences import Sentences  # loads its library, which few runs need
+
+    return Sentences(train), Sentences(held_out)
+
+
+def _open_parts(config: Config) -> tuple[Source, Source]:
     """The training source and the held-out one, with labels that agree.
 
     Held out is, in this order: ``eval.path`` and ``eval.split``; ``val`` beside a ``data.path``

@@ -1,5 +1,6 @@
 """From a caption to tokens, each knowing which word it belongs to."""
 
+import functools
 import re
 import zlib
 from pathlib import Path
@@ -37,6 +38,10 @@ class Tokenizer(Protocol):
         """Tokens in their order."""
         ...
 
+    def ids(self, text: str, /) -> list[int]:
+        """Their ids alone, which is all that training reads, sooner."""
+        ...
+
     def ordinary_ids(self) -> list[int]:
         """Sorted ids of the vocabulary, without padding and special tokens."""
         ...
@@ -47,6 +52,11 @@ def words(text: str) -> list[str]:
     return [word.lower() for word in re.findall(r"\w+", text)]
 
 
+def has_word(text: str) -> bool:
+    """Does :func:`words` find any?"""
+    return re.search(r"\w", text) is not None
+
+
 class HashedTokenizer:
     """Words cut every few letters and hashed: no vocabulary file is needed."""
 
@@ -55,17 +65,30 @@ class HashedTokenizer:
 
     def __call__(self, text: str) -> list[Token]:
         """Ids from 2 on."""
-        out = []
-        for index, word in enumerate(words(text)):
-            for start in range(0, len(word), PIECE_LENGTH):
-                piece = ("##" if start else "") + word[start : start + PIECE_LENGTH]
-                number = zlib.crc32(piece.encode()) % (self.vocabulary - FIRST_PIECE)
-                out.append(Token(FIRST_PIECE + number, piece, index))
+        return [
+            Token(number, piece, index)
+            for index, word in enumerate(words(text))
+            for number, piece in zip(*_hashed(word, self.vocabulary), strict=True)
+        ][: self.length]
+
+    def ids(self, text: str) -> list[int]:
+        """The same ones."""
+        out: list[int] = []
+        for word in words(text):
+            out += _hashed(word, self.vocabulary)[0]
         return out[: self.length]
 
     def ordinary_ids(self) -> list[int]:
         """All from 2 on."""
         return list(range(FIRST_PIECE, self.vocabulary))
+
+
+@functools.lru_cache(maxsize=2**16)  # the same few thousand words come again and again
+def _hashed(word: str, vocabulary: int) -> tuple[list[int], list[str]]:
+    pieces = [word[start : start + PIECE_LENGTH] for start in range(0, len(word), PIECE_LENGTH)]
+    pieces = [("##" if place else "") + piece for place, piece in enumerate(pieces)]
+    rows = vocabulary - FIRST_PIECE
+    return [FIRST_PIECE + zlib.crc32(piece.encode()) % rows for piece in pieces], pieces
 
 
 class PretrainedTokenizer:
@@ -97,6 +120,10 @@ class PretrainedTokenizer:
             Token(number, piece, _covered(span, spans))
             for number, piece, span in zip(found.ids, found.tokens, found.offsets, strict=True)
         ]
+
+    def ids(self, text: str) -> list[int]:
+        """The same ones."""
+        return self._fast.encode(text).ids
 
     def ordinary_ids(self) -> list[int]:
         """All that the tokenizer does not list as special."""

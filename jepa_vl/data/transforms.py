@@ -9,12 +9,13 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from jepa_vl.config import ConfigError
+from jepa_vl.data import turbo
 from jepa_vl.shapes import Array
 
 CROP_TRIES = 10  # as torchvision's RandomResizedCrop
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels of the upright image
 _ORIENTATION = 0x0112
-_SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
+_WHITE_16 = 65535
 _BUFFER = re.compile(r" ?<_io\.BytesIO[^>]*>")  # where Pillow would name a file
 
 
@@ -41,8 +42,11 @@ def random_crop(
     ratio: tuple[float, float],
     rng: np.random.Generator,
     key: str = "",
+    decoder: str = "pillow",
 ) -> Array:
-    """Random resized crop: torchvision's boxes, Pillow's antialiased bilinear resize, no flip.
+    """Random resized crop: torchvision's boxes, cut out, then antialiased bilinear; no flip.
+
+    JPEGs whose crop is at least twice S are decoded at a half, a quarter or an eighth.
 
     Args:
       image: encoded bytes or uint8 [H, W, 3].
@@ -51,6 +55,7 @@ def random_crop(
       ratio: range of width over height, drawn log-uniformly.
       rng: the image's own generator.
       key: of the sample, for the error.
+      decoder: pillow; or turbo, which takes JPEGs through :mod:`jepa_vl.data.turbo`.
 
     Returns:
       uint8 [S, S, 3].
@@ -58,7 +63,7 @@ def random_crop(
     Raises:
       ConfigError: the bytes are no image, or a damaged one.
     """
-    return _crop(image, key, lambda w, h: random_box(w, h, scale, ratio, rng), size)
+    return _crop(image, key, lambda w, h: random_box(w, h, scale, ratio, rng), size, decoder)
 
 
 def centre_crop(image: bytes | Array, size: int, key: str = "") -> Array:
@@ -112,51 +117,93 @@ def centre_box(width: int, height: int) -> Box:
 
 
 def _crop(
-    image: bytes | Array, key: str, choose: Callable[[int, int], Box], size: int | None
+    image: bytes | Array,
+    key: str,
+    choose: Callable[[int, int], Box],
+    size: int | None,
+    decoder: str = "pillow",
 ) -> Array:
+    """Cuts a box out, then resizes: no pixel of the result has seen one outside its box."""
     if isinstance(image, np.ndarray):
-        return _resize(Image.fromarray(image), choose(image.shape[1], image.shape[0]), size)
+        left, top, right, bottom = choose(image.shape[1], image.shape[0])
+        return _resize(Image.fromarray(image[top:bottom, left:right]), size)
     try:
         opened = Image.open(io.BytesIO(image))
+        # Only the header has been read: what its size alone makes unacceptable is refused here.
         orientation = opened.getexif().get(_ORIENTATION, 1)
-        width, height = opened.size if orientation not in _SIDEWAYS else opened.size[::-1]
+        width, height = opened.size if orientation not in turbo.SIDEWAYS else opened.size[::-1]
         box = choose(width, height)
-        if size is not None and opened.format == "JPEG":
-            _draft(opened, box, size)
-        upright = _rgb(opened if orientation == 1 else ImageOps.exif_transpose(opened))
+        factor = _reduction(box, size) if opened.format == "JPEG" else 1
+        outer, inner = _reduced(box, (width, height), factor, orientation)
+        if decoder == "turbo" and size is not None and turbo.reads(opened):
+            crop = turbo.crop(image, opened.size, orientation, factor, outer, inner, size)
+            if crop is not None:
+                return crop
+        if factor > 1:
+            opened.draft(None, (opened.width // factor, opened.height // factor))
+        upright = opened if orientation == 1 else ImageOps.exif_transpose(opened)
+        part = _rgb(upright.crop(outer))
     except Exception as error:  # damaged files make Pillow's readers raise almost anything
         why = _BUFFER.sub("", f"{type(error).__name__}: {error}")
         rule = f"the image of this record cannot be decoded ({len(image)} bytes; {why})"
         raise ConfigError("data.path", key, rule) from error
-    # The decoder may have halved the image (rounding up): the box follows.
-    fx, fy = upright.width / width, upright.height / height
-    return _resize(upright, (box[0] * fx, box[1] * fy, box[2] * fx, box[3] * fy), size)
+    return _resize(part, size, inner)
 
 
-def _draft(opened: Image.Image, box: Box, size: int) -> None:
-    """Lets the JPEG decoder skip detail, as long as the crop keeps at least S pixels a side."""
+def _reduction(box: Box, size: int | None) -> int:
+    """How much the JPEG decoder may shrink an image whose crop keeps at least S pixels a side."""
     short = min(box[2] - box[0], box[3] - box[1])
-    factor = next((f for f in (8, 4, 2) if short >= f * size), 1)
-    if factor > 1:
-        opened.draft(None, (opened.width // factor, opened.height // factor))
+    return next((f for f in (8, 4, 2) if size is not None and short >= f * size), 1)
+
+
+def _reduced(
+    box: Box, whole: tuple[int, int], factor: int, orientation: int
+) -> tuple[Box, tuple[float, float, float, float]]:
+    """Where a box lies in the upright image once the decoder has shrunk it.
+
+    A pixel of the shrunk image stands for factor x factor pixels from the stored top left corner
+    on; the last ones are filled up, and lie at the start where the image is turned or mirrored.
+
+    Args:
+      box: in pixels of the upright image.
+      whole: width and height of that image.
+      factor: 1, 2, 4 or 8.
+      orientation: EXIF's.
+
+    Returns:
+      The smallest box of shrunk pixels that holds all of it, and its exact edges in there.
+    """
+    fills = [
+        -side % factor / factor if orientation in turned else 0
+        for side, turned in zip(whole, (turbo.LEFT_IS_LAST, turbo.TOP_IS_LAST), strict=True)
+    ]
+    left, top, right, bottom = (edge / factor + fills[i % 2] for i, edge in enumerate(box))
+    outer = math.floor(left), math.floor(top), math.ceil(right), math.ceil(bottom)
+    inner = left - outer[0], top - outer[1], right - outer[0], bottom - outer[1]
+    return outer, inner
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith(("I", "F")):  # 16-bit grey: Pillow would clip instead of scale
+    if image.mode.startswith("I"):  # 16-bit grey, also as 32-bit: Pillow would clip, not scale
         values = np.asarray(image, np.float64)
-        top = 257.0 if values.max(initial=0) > 255 else 1.0
-        image = Image.fromarray(np.clip(values / top, 0, 255).astype(np.uint8))
+        hole = image.info.get("transparency")
+        values = values if hole is None else np.where(values == hole, _WHITE_16, values)
+        scaled = np.clip(np.rint(values * (255 / _WHITE_16)), 0, 255)
+        image = Image.fromarray(scaled.astype(np.uint8))
+    if image.mode == "F":
+        raise ValueError("its numbers are floating-point: nothing says which of them is white")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         image = Image.alpha_composite(white, image)
-    if image.mode == "RGB":
-        image.load()
-        return image
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _resize(image: Image.Image, box: tuple[float, float, float, float], size: int | None) -> Array:
+def _resize(
+    image: Image.Image,
+    size: int | None,
+    box: tuple[float, float, float, float] | None = None,
+) -> Array:
     if size is not None:
         image = image.resize((size, size), Image.Resampling.BILINEAR, box=box)
     return np.array(image)

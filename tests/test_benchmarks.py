@@ -1,0 +1,77 @@
+"""Promises of the scripts in benchmarks/: they run, and tell what they measured, and how."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SPREAD = {"median", "min", "max", "all"}
+
+
+def run(script: str, out: Path, options: dict) -> dict:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    args = [f"--{name}={value}" for name, value in {**options, "out": out}.items()]
+    command = [sys.executable, str(ROOT / "benchmarks" / script), *args]
+    subprocess.run(command, check=True, env=environment, timeout=120, cwd=out.parent)
+    return json.loads(out.read_text())
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory) -> dict:
+    out = tmp_path_factory.mktemp("pipeline") / "out.json"
+    small = {"make": "12x250x190", "sizes": 64, "batch": 8, "batches": 12, "warmup": 1}
+    small |= {"workers": 0, "repeats": 2, "stage-images": 24, "rss": 64}
+    return run("input_pipeline.py", out, small)
+
+
+def test_the_input_pipeline_is_measured_beside_others(pipeline):
+    assert {"question", "machine", "data", "settings", "load_at_start", "memory"} < pipeline.keys()
+    assert pipeline["data"]["made"] and 200 < pipeline["data"]["mean_width"] < 260
+    found = pipeline["sizes"]["64"]
+    assert {"ours pillow", "loop"} <= found["arms"].keys()
+    for arm in found["arms"].values():
+        for key in ("images_per_second", "ms_per_image", "cpu_ms_per_image", "load"):
+            assert arm[key].keys() == SPREAD and len(arm[key]["all"]) == 2
+        speed = arm["images_per_second"]
+        assert 0 < speed["min"] <= speed["median"] <= speed["max"]
+    for name, ratios in found["ratios"].items():
+        assert " over " in name and ratios.keys() == {"time", "cpu"}
+        assert ratios["time"].keys() == {"of_minima", "of_medians"}
+
+
+def test_making_whole_batches_costs_little_more_than_a_plain_loop_over_the_images(pipeline):
+    """Loosely: masks, captions and batching are a small part even of images this small."""
+    stages = pipeline["sizes"]["64"]["stages"]["ours pillow"]
+    cost = stages["cpu_ms_per_image"]
+    assert cost.keys() >= {"read", "decode", "crop_and_resize", "masks", "captions", "other"}
+    assert cost["decode"] + cost["crop_and_resize"] > 0.4 * cost["element"]
+    assert 0 < stages["mask_share"] < 0.2
+    parts = sum(
+        value for name, value in cost.items() if name not in ("element", "batch_and_transport")
+    )
+    assert parts == pytest.approx(cost["element"])
+    plain = pipeline["sizes"]["64"]["ratios"]["ours pillow over loop"]["time"]["of_minima"]
+    assert plain > 0.2
+
+
+def test_memory_is_followed(pipeline):
+    points = pipeline["memory"]["images_mib"]
+    assert [images for images, _ in points] == list(range(8, 73, 8))
+    if sys.platform == "linux":
+        assert all(mib > 20 for _, mib in points)
+        assert pipeline["memory"]["mib_per_10000_images"] is not None
+
+
+def test_decoders_are_compared_with_pillow(tmp_path):
+    small = {"make": "4x120x90", "images": 4, "sizes": 32, "repeats": 2}
+    found = run("decoders.py", tmp_path / "out.json", small)
+    assert found["decode"].keys() == {"1/1", "1/2", "1/4"}
+    for table in (*found["decode"].values(), *found["resize"].values(), *found["crop"].values()):
+        assert table["pillow"]["largest_difference"] == 0
+        assert table["pillow"]["times_as_fast"]["of_minima"] == 1
+        assert all(row["cpu_ms"].keys() == SPREAD for row in table.values())
+        assert all(row["largest_difference"] <= 1 for row in table.values())
