@@ -2,12 +2,12 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from jepa_vl.config import Config, ConfigError, one_of, reads_text
+from jepa_vl.data import storage
 from jepa_vl.data.folder import FolderSource
 from jepa_vl.data.records import class_names
 from jepa_vl.data.shapes_world import ShapesWorld
@@ -146,7 +146,7 @@ def open_sources(config: Config) -> tuple[Source, Source]:
     train = make(config, config.data.path, "data.path", "train")
     if config.data.kind == "shapes_world":
         return train, make(config, "", "", "val")
-    path, key = _held_out_path(config)
+    path, key = held_out_path(config)
     if not path:
         return split_source(train, config.data.holdout)
     held_out = make(config, path, key, "val")
@@ -154,12 +154,14 @@ def open_sources(config: Config) -> tuple[Source, Source]:
     return _relabel(train, classes), _relabel(held_out, classes)
 
 
-def _held_out_path(config: Config) -> tuple[str, str]:
+def held_out_path(config: Config) -> tuple[str, str]:
+    """Where the held-out images lie and the key that says so; empty: a share of the others."""
     if config.eval.path:
         return config.eval.path, "eval.path"
-    path = Path(config.data.path).expanduser()
-    sibling = path.parent / "val"
-    return (str(sibling), "data.path") if path.name == "train" and sibling.is_dir() else ("", "")
+    folder, name = storage.split(storage.expand(config.data.path))
+    sibling = storage.join(folder, "val")
+    found = name == "train" and storage.is_folder(sibling)
+    return (sibling, "data.path") if found else ("", "")
 
 
 def _relabel(source: Source, classes: tuple[str, ...]) -> Source:
@@ -179,17 +181,22 @@ def split_source(source: Source, share: float) -> tuple[Source, Source]:
     count = len(source)
     if count < 2:
         raise ConfigError("data.path", source.name, "has one image; two parts need at least two")
-    keys = getattr(source, "keys", None)
-    keys = list(map(str, range(count))) if keys is None else keys
-    hashes = np.array([_unit_hash(str(key)) for key in keys])
+    hashes = _unit_hashes(source)
     order = np.argsort(hashes, kind="stable")
     held = min(max(int((hashes < share).sum()), 1), count - 1)
     train, held_out = np.sort(order[held:]), np.sort(order[:held])
     return Subset(source, train, "train"), Subset(source, held_out, "held-out")
 
 
-def _unit_hash(text: str) -> float:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") / 2**64
+def _unit_hashes(source: Source) -> Array:
+    """Of the keys: float64 [images], in [0, 1]. A source that has many brings ``key_hashes``."""
+    stored = getattr(source, "key_hashes", None)
+    if stored is None:
+        keys = getattr(source, "keys", None)
+        texts = map(str, range(len(source)) if keys is None else keys)
+        digests = b"".join(hashlib.blake2b(t.encode(), digest_size=8).digest() for t in texts)
+        stored = np.frombuffer(digests, ">u8")
+    return stored.astype(np.float64) / 2.0**64
 
 
 def labelled_indices(source: Source, count: int, seed: int = 0) -> Array:
