@@ -44,7 +44,7 @@ setup(
     ],
     extras_require={
         "tpu": ["jax[tpu]>=0.10.2,<0.11"],
-        "gcs": ["gcsfs>=2026.9.0,<2028"],
+        "gcs": ["gcsfs>=2026.10.0,<2028"],
         "gpu": ["jax[cuda13]>=0.10.2,<0.11"],
         "test": [
             "hypothesis>=6.170,<7",

@@ -23,7 +23,7 @@ class File:
 
 
 # What file systems call the time or the version of a file; the first that is there counts.
-_STAMPS = ("generation", "etag", "ETag", "mtime", "updated", "LastModified", "last_modified")
+_STAMPS = ("generation", "etag", "ETag", "mtime", "updated", "LastModified", "created")
 
 
 def is_url(path: str) -> bool:
