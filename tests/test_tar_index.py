@@ -198,7 +198,7 @@ def synthetic(shard: str, count: int) -> tar_scan.Part:
     arrays = {
         "keys": np.frombuffer("\n".join(keys).encode(), np.uint8),
         "ends": np.cumsum(lengths) - 1,
-        "hashes": np.arange(count, dtype=np.uint64) << np.uint64(40),
+        "hashes": np.random.default_rng(0).integers(2**64, size=count, dtype=np.uint64),
         "spans": spans,
         "labels": np.arange(count, dtype=np.int32) % 2,
     }
