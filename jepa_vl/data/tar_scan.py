@@ -59,8 +59,9 @@ class _Sample:
 class _Damaged(Exception):
     """An archive that ends, or becomes unreadable, where it should not."""
 
-    def __init__(self, cause: str, message: str):
-        self.cause = cause
+    def __init__(self, cause: str, message: str, member: str = ""):
+        """``member``: name of the one that is cut; empty: what stands there cannot be known."""
+        self.cause, self.member = cause, member
         super().__init__(message)
 
 
@@ -136,9 +137,10 @@ class _Scanner:
         for member in _members(view):
             if isinstance(member, _Damaged):
                 # The other files of the sample before, and of the one after, may be lost.
-                self.bad.add(last)
+                cut = split_name(member.member)[0] if member.member else last
+                self.bad.add(cut)
                 after_damage = True
-                left_out = f"; sample {last!r} is left out" if last else ""
+                left_out = f"; sample {cut!r} is left out" if cut else ""
                 message = f"{self.path} cannot be read as an uncompressed tar file: {member}"
                 self.blame(self.path, member.cause, message + left_out)
                 continue
@@ -236,7 +238,8 @@ def _members(view: _View) -> Iterator[tarfile.TarInfo | _Damaged]:
         tar.members.clear()  # it would keep them all
         if member is not None:
             if member.offset_data + member.size > view.size:
-                yield _Damaged("truncated", f"{member.name} reaches beyond the end of the file")
+                rule = f"{member.name} reaches beyond the end of the file"
+                yield _Damaged("truncated", rule, member.name)
                 return
             yield member
             continue
