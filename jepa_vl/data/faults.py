@@ -195,11 +195,16 @@ def _text(raw: bytes) -> str:
     return raw.decode("utf-8", "ignore")  # the last character may be cut
 
 
-def left_out(source: Any) -> tuple[Fault, ...]:
-    """What a source, or the one that it is a part of, could not take into its index."""
+def indexed(source: Any) -> Any:
+    """The source that was indexed: the one itself, or that which it is a part of."""
     while hasattr(source, "source"):
         source = source.source
-    return tuple(getattr(source, "faults", ()))
+    return source
+
+
+def left_out(source: Any) -> tuple[Fault, ...]:
+    """What a source, or the one that it is a part of, could not take into its index."""
+    return tuple(getattr(indexed(source), "faults", ()))
 
 
 class Log:
@@ -261,7 +266,7 @@ class Log:
         Raises:
           ConfigError: it is too large a share of the whole.
         """
-        faults = left_out(source)
+        source, faults = indexed(source), left_out(source)
         self.write(faults, source.name)
         causes = [fault.cause for fault in faults]
         self._limit(len(source) + len(faults), causes, faults[:1], "in the index")
