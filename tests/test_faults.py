@@ -112,7 +112,8 @@ def test_a_bad_sample_is_replaced_and_no_other_row_changes(tmp_path, cause):
     batches = take(source, log)
     replaced = assert_only_bad_rows_differ(batches, clean, bad, len(source))
     assert replaced and log.counts == {cause: replaced}
-    assert log.metrics() == {"data/bad": replaced, f"data/bad/{cause}": replaced}
+    counts = {"data/bad": replaced, f"data/bad/{cause}": replaced, "data/left_out": 0}
+    assert log.metrics() == counts
     rows = listed(tmp_path / "bad.jsonl")
     assert {row["key"] for row in rows} == {f"s{index:03}" for index in bad}
     assert len(rows) == len(bad)  # each once, in more than two epochs
@@ -283,6 +284,13 @@ def test_a_fault_travels_as_an_array_and_long_texts_are_cut():
     assert (back.index, back.cause) == (found.index, found.cause)
     assert found.key.startswith(back.key) and found.message.startswith(back.message)
     assert len(back.key) == 80 and len(back.message) > 200
+
+
+def test_a_partner_that_cannot_be_read_is_a_bad_sample_too():
+    log = faults.Log(1.0)
+    batches = take(Broken(40, 4), log, **{"data.captions": "shuffled"})
+    assert log.counts["disk"] > 4 * STEPS * 8 // 40 and set(log.counts) == {"disk"}
+    assert all(batch["caption_mask"].any(axis=1).all() for batch in batches)
 
 
 def test_evaluation_replaces_and_lists_but_counts_for_no_limit(tmp_path):

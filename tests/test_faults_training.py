@@ -3,6 +3,7 @@
 import json
 import os
 
+import jax
 import pytest
 
 from jepa_vl.cli.main import main
@@ -13,8 +14,10 @@ STEPS, BAD = 6, 20
 
 
 @pytest.fixture(autouse=True)
-def quick(tmp_path, monkeypatch, quick_compilation) -> None:
+def quick(tmp_path, monkeypatch, quick_compilation):
     monkeypatch.setenv("JEPA_VL_CACHE", str(tmp_path / "cache"))
+    yield
+    jax.config.update("jax_compilation_cache_dir", None)
 
 
 def train(tmp_path, *words: str) -> int:
@@ -60,6 +63,7 @@ def test_a_run_on_damaged_data_stops_at_the_limit_and_goes_on_to_its_end_above_i
     metrics = rows(run / "metrics.jsonl")
     counts = [row["data/bad"] for row in metrics if "data/bad" in row]
     assert [row["step"] for row in metrics] == list(range(STEPS + 1))
+    assert all(row["data/left_out"] == 1 for row in metrics if "data/bad" in row)
     assert counts == sorted(counts) and result["bad_samples"] == {"image": counts[-1]}
     assert counts[-1] == metrics[-1]["data/bad/image"] > 5
 

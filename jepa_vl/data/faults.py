@@ -220,6 +220,7 @@ class Log:
         """
         self.most, self.path = most, path
         self.counts = collections.Counter(counts or {})
+        self._left_out: dict[str, int] = {}  # name of an indexed source -> samples
         self._window: collections.deque[tuple[int, list[str]]] = collections.deque()
         self._listed: set[tuple] = set()
         if path is not None and path.exists():
@@ -268,6 +269,7 @@ class Log:
         """
         source, faults = indexed(source), left_out(source)
         self.write(faults, source.name)
+        self._left_out[source.name] = len(faults)
         causes = [fault.cause for fault in faults]
         self._limit(len(source) + len(faults), causes, faults[:1], "in the index")
 
@@ -306,9 +308,13 @@ class Log:
         raise ConfigError("data.max_bad_share", self.most, rule)
 
     def metrics(self) -> dict[str, int]:
-        """``data/bad``, images replaced since the run began, and ``data/bad/CAUSE`` of each."""
+        """``data/bad``, images replaced since the run began, and ``data/bad/CAUSE`` of each.
+
+        ``data/left_out``: faults of the indices that were checked.
+        """
         parts = {f"data/bad/{cause}": count for cause, count in sorted(self.counts.items())}
-        return {"data/bad": self.counts.total(), **parts}
+        left_out = sum(self._left_out.values())
+        return {"data/bad": self.counts.total(), **parts, "data/left_out": left_out}
 
 
 def _identity(row: dict[str, Any]) -> tuple:
