@@ -29,6 +29,7 @@ setup(
         "array_record>=0.8.6,<0.9",
         "etils[epath]>=1.15.0,<2",
         "flax>=0.12.8,<0.13",
+        "fsspec>=2026.9.0,<2028",
         "grain>=0.2.18,<0.3",
         "jax>=0.10.2,<0.11",
         "matplotlib>=3.11,<4",
@@ -50,6 +51,7 @@ setup(
     ],
     extras_require={
         "tpu": ["jax[tpu]>=0.10.2,<0.11"],
+        "gcs": ["gcsfs>=2026.10.0,<2028"],
         "gpu": ["jax[cuda13]>=0.10.2,<0.11"],
         "turbo": TURBO,
         "test": [

@@ -147,7 +147,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "log.progress": ("auto", "lines", "off"),
 }
 AT_LEAST_1 = (
-    "data.train_size", "data.prefetch", "data.threads",
+    "data.train_size", "data.prefetch", "data.threads", "data.max_pixels",
     "text.captions", "text.words", "text.width", "text.heads",
     "crossmodal.energy_masks", "contrastive.width",
     "encoder.mlp_width", "masks.target_blocks", "optim.warmup_steps",
@@ -178,8 +178,8 @@ RANGES: dict[str, float | None] = {  # key of (low, high) -> the most that high 
 # A resumed run may change these: they alter neither the model, the data order nor the schedules.
 # (What lies at text.path and in frozen is compared by its content.)
 RESUMABLE = (
-    "text.path", "frozen.", "data.workers", "data.prefetch", "data.threads", "mesh.",
-    "checkpoint.", "log.", "eval.", "train.compile_cache", "train.max_bad_steps",
+    "text.path", "frozen.", "data.workers", "data.prefetch", "data.threads", "data.max_bad_share",
+    "mesh.", "checkpoint.", "log.", "eval.", "train.compile_cache", "train.max_bad_steps",
 )  # fmt: skip
 
 
@@ -332,6 +332,8 @@ def _check_meaning(config: Config) -> None:
         raise ConfigError("seed", config.seed, "0 <= seed < 2**32")
     if not 0 < config.data.holdout < 1:
         raise ConfigError("data.holdout", config.data.holdout, "between 0 and 1")
+    if not 0 <= config.data.max_bad_share <= 1:
+        raise ConfigError("data.max_bad_share", config.data.max_bad_share, "a share, 0 to 1")
     for name in ("data", "fsdp", "tensor"):
         size = getattr(config.mesh, name)
         if size < 1 and not (name == "data" and size == -1):

@@ -77,6 +77,13 @@ class DataConfig:
         "that an image comes with: own or, for control runs, shuffled (always those of one other "
         "image), empty (none) or random (as many random tokens)",
     )
+    require_captions: bool = key(
+        True, "where text is read, an image without a caption is bad; False: it is taken without"
+    )
+    max_pixels: int = key(2**26, "an image of more pixels is bad; nothing of it is decoded")
+    max_bad_share: float = key(
+        0.01, "stop (exit 5) when more of the images are bad, of the last 10,000 (at least 1,000)"
+    )
     crop_scale: tuple = key((0.3, 1.0), "area range of the random resized crop")
     crop_ratio: tuple = key((0.75, 4 / 3), "aspect-ratio range (width / height) of the crop")
     decoder: str = key(

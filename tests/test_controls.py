@@ -134,7 +134,7 @@ def test_one_image_cannot_be_shuffled():
 
 
 def test_empty_is_what_images_without_captions_give():
-    empty, own = config_of("empty"), config_of("own")
+    empty, own = config_of("empty"), config_of("own", **{"data.require_captions": False})
     for one, other in zip(
         [*train_batches(empty, Named()), *pipeline.eval_batches(empty, Named(), range(8), 8)],
         [*train_batches(own, Named(captioned=False)),

@@ -1,6 +1,7 @@
 """``jepa-vl data embed``: the captions of a data set through a frozen tower, once."""
 
 import argparse
+import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -42,13 +43,17 @@ def run(args: argparse.Namespace, overrides: Sequence[configs.Override]) -> int:
 
 
 def _distinct(parts: Sequence[Any]) -> list[str]:
-    """The captions with a word of all images, each once, in order of appearance."""
-    from jepa_vl.data import captions
+    """The captions with a word of all images, each once, in order of appearance.
+
+    Of an image that cannot be read there are none; training leaves it out too.
+    """
+    from jepa_vl.data import captions, faults
 
     found: dict[str, None] = {}
     for source in parts:
         for index in range(len(source)):
-            found.update(dict.fromkeys(source[index]["captions"]))
+            with contextlib.suppress(faults.BadSample), faults.reading():
+                found.update(dict.fromkeys(source[index]["captions"]))
     return [text for text in found if captions.words(text)]
 
 

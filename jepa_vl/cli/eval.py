@@ -53,6 +53,8 @@ def run(args: argparse.Namespace, overrides: Sequence[configs.Override]) -> int:
     kinds = {"encoder": _encoder(config, state, reader, branch, layers)}
     if args.floor:
         kinds["pixels"] = _pixels(reader)
+    for kind in kinds.values():  # reads the images, which may be fewer than were drawn
+        kind.extract(kind.params)
     common = {"transform": TRANSFORM, "seed": config.seed, **reader.describe(), "classes": classes}
     results = _measure(config, names, kinds, common)
     meta = checkpoint.provenance(trained)

@@ -98,6 +98,14 @@ VERBS = {
         config="",
         out="folder of the shards",
     ),
+    "data index": Verb(
+        "make the index of tar shards ahead of a run",
+        "Finds the images of data.path (kind tar) and of the held-out folder, as a run does that\n"
+        "opens them for the first time. One that was interrupted goes on; only new or changed\n"
+        "shards are read. Prints what they hold, and what had to be left out.\n\n" + OVERRIDES,
+        "jepa-vl data index --config configs/quickstart.py:data=tar --config.data.path=DIR",
+        config="",
+    ),
     "eval": Verb(
         "measure the frozen features of a checkpoint",
         "knn      DINO's vote of the 10, 20, 100 and 200 nearest training images\n"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jepa_vl.config import Config, ConfigError
-from jepa_vl.data import captions
+from jepa_vl.data import captions, faults
 from jepa_vl.data.sources import Source
 from jepa_vl.shapes import Array
 
@@ -50,8 +50,13 @@ class Shuffled(Own):
         self.partner = pairing(len(source), config.seed)
 
     def texts(self, index: int, own: list[str]) -> list[str]:
-        """Those of the partner; its record is read for them."""
-        return self.source[int(self.partner[index])]["captions"]
+        """Those of the partner; its record is read for them.
+
+        Raises:
+          BadSample: it cannot be read.
+        """
+        with faults.reading():
+            return self.source[int(self.partner[index])]["captions"]
 
 
 class Empty(Own):

@@ -14,14 +14,15 @@ from typing import Any
 import numpy as np
 
 from jepa_vl.config import Config, ConfigError, reads_text
-from jepa_vl.data import controls, masking, tokenizers, transforms, turbo, worker
-from jepa_vl.data.sources import Source
+from jepa_vl.data import controls, faults, masking, tokenizers, transforms, turbo, worker
+from jepa_vl.data.sources import Record, Source
 from jepa_vl.methods import tower_files
 from jepa_vl.pretrained import fingerprint
 from jepa_vl.shapes import Array
 
 Batch = dict[str, Array]
 REFERENCE_SEED = 0x6A657061  # keeps the masks' stream apart from others made of (seed, step)
+NO_CAPTION = "has no caption with a word (data.require_captions=False takes it without)"
 
 
 class TrainElement:
@@ -31,33 +32,59 @@ class TrainElement:
         self.source, self.data, self.size = source, config.data, config.encoder.image_size
         self.captions = controls.build(config, source) if reads_text(config) else None
         self.plan, self.dropout = masking.plan_masks(config), config.text.dropout
+        self.needs_captions = _needs_captions(config)
         if self.data.decoder == "turbo":
             turbo.require()
 
     def __call__(self, element: dict[str, int], rng: np.random.Generator) -> Batch:
-        """``element`` holds ``index`` in the source and ``position`` in the infinite order."""
-        record = self.source[element["index"]]
-        crop = transforms.random_crop(
-            record["image"],
-            self.size,
-            self.data.crop_scale,
-            self.data.crop_ratio,
-            rng,
-            record["key"],
-            self.data.decoder,
-        )
+        """``element`` holds ``index`` in the source and ``position`` in the infinite order.
+
+        An image that cannot be used is replaced; ``index`` then is that of the one that is.
+
+        Raises:
+          ConfigError: none of the images that are tried in its place can be used either.
+        """
+        start = rng.bit_generator.state
+
+        def make(index: int) -> Batch:
+            rng.bit_generator.state = start  # one that stands in draws what it would have drawn
+            return self.make(index, rng)
+
+        out, fault = faults.first_usable(element["index"], len(self.source), make)
+        out["position"] = np.int64(element["position"])
+        return {**out, faults.FIELD: faults.pack(fault)}
+
+    def make(self, index: int, rng: np.random.Generator) -> Batch:
+        """The image of an index.
+
+        Raises:
+          BadSample: it cannot be read, decoded or, where captions are needed, has none.
+        """
+        with faults.reading():
+            record = self.source[index]
+        faults.check_image(record["image"], self.data.max_pixels, record["key"])
+        with faults.decoding():
+            crop = transforms.random_crop(
+                record["image"],
+                self.size,
+                self.data.crop_scale,
+                self.data.crop_ratio,
+                rng,
+                record["key"],
+                self.data.decoder,
+            )
         out = {"image": crop}
         if self.plan.mode == "production":
             out.update(masking.production_masks(self.plan, rng))
         # Last, so that runs with and without text see the same crops and masks.
         if self.captions is not None:
-            out.update(self.captions.draw(element["index"], record["captions"], rng))
+            drawn = self.captions.draw(index, record["captions"], rng)
+            if self.needs_captions and not drawn["caption_mask"].any():
+                raise faults.BadSample("caption", "data.path", record["key"], NO_CAPTION)
+            out.update(drawn)
             if self.dropout:
                 out["caption_read"] = np.bool_(rng.random() >= self.dropout)
-        out["label"] = np.int32(record["label"])
-        out["index"] = np.int64(element["index"])
-        out["position"] = np.int64(element["position"])
-        return out
+        return {**out, "label": np.int32(record["label"]), "index": np.int64(index)}
 
 
 class ReferenceMasks:
@@ -79,7 +106,13 @@ class TrainStream:
     """Iterator over training batches; call :meth:`close`, or use ``with``, to stop its workers."""
 
     def __init__(
-        self, config: Config, source: Source, start_step: int, host: int = 0, hosts: int = 1
+        self,
+        config: Config,
+        source: Source,
+        start_step: int,
+        host: int = 0,
+        hosts: int = 1,
+        log: faults.Log | None = None,
     ):
         """See :func:`make_batches`."""
         import grain  # imports jax where that is installed: not before it is needed
@@ -89,6 +122,7 @@ class TrainStream:
             rule = f"a multiple of the number of hosts (host {host} of {hosts})"
             raise ConfigError("train.batch_size", batch_size, rule)
         worker.install()
+        self.log, self._name = log or faults.Log(data.max_bad_share), source.name
         elements = (
             grain.MapDataset.range(len(source))
             .seed(config.seed % 2**32)
@@ -121,12 +155,15 @@ class TrainStream:
         """The next batch.
 
         Raises:
-          ConfigError: a record cannot be read or decoded.
+          ConfigError: too many images were bad, as :class:`faults.Log` judges.
         """
         if not self._open:
             raise StopIteration
         # Copies: workers hand over shared memory, whose lifetime should not leave this class.
-        return {name: np.array(array) for name, array in next(self._open[0]).items()}
+        batch = {name: np.array(array) for name, array in next(self._open[0]).items()}
+        found = faults.unpack(batch.pop(faults.FIELD))
+        self.log.note(len(batch["index"]), found, self._name)
+        return batch
 
     def __enter__(self) -> "TrainStream":
         return self
@@ -140,9 +177,17 @@ class TrainStream:
 
 
 def make_batches(
-    config: Config, source: Source, start_step: int, host: int = 0, hosts: int = 1
+    config: Config,
+    source: Source,
+    start_step: int,
+    host: int = 0,
+    hosts: int = 1,
+    log: faults.Log | None = None,
 ) -> TrainStream:
     """Training batches from a step on, forever.
+
+    An image that cannot be used is replaced by another one, the same on every host and with any
+    number of workers, and so that no other row changes; see :mod:`jepa_vl.data.faults`.
 
     Args:
       config: reads seed, data, text, masks, the batch size and the image size.
@@ -150,6 +195,8 @@ def make_batches(
       start_step: the first batch is that of this step; any step costs the same.
       host: which slice of each global batch; rows ``host :: hosts`` of it.
       hosts: number of slices, a divisor of the batch size.
+      log: counts and lists the images that were replaced; None: a new one without a list, which
+        stops at ``data.max_bad_share`` all the same.
 
     Returns:
       Batches with b = batch_size / hosts: ``image`` uint8 [b, H, W, 3]; ``ctx_idx`` int32 [b, K];
@@ -163,43 +210,73 @@ def make_batches(
     Raises:
       ConfigError: the batch does not divide by hosts, or the masks are infeasible.
     """
-    return TrainStream(config, source, start_step, host, hosts)
+    return TrainStream(config, source, start_step, host, hosts, log)
 
 
 def eval_batches(
-    config: Config, source: Source, indices: Sequence[int] | Array, batch_size: int
+    config: Config,
+    source: Source,
+    indices: Sequence[int] | Array,
+    batch_size: int,
+    log: faults.Log | None = None,
 ) -> Iterator[Batch]:
     """Batches for evaluation: no chance but in the masks, which depend on seed and index alone.
+
+    An image that cannot be used is replaced, as in training, and ``index`` tells by which. None
+    is missing for its captions.
 
     Args:
       config: as for :func:`make_batches`.
       source: any source.
       indices: records to read, in this order.
       batch_size: b of each batch, also of the last, which repeats its last image.
+      log: lists the images that were replaced; they count for no limit.
 
     Yields:
       As :func:`make_batches` without ``position``, and ``valid`` bool [b], False for repeats.
+
+    Raises:
+      ConfigError: nor can any image be used that is tried in the place of one.
     """
     plan = masking.plan_masks(config)
     reader = controls.build(config, source) if reads_text(config) else None
     indices = np.asarray(indices, np.int64)
 
     def load(index: int) -> Batch:
-        record = source[index]
-        image = transforms.centre_crop(record["image"], config.encoder.image_size, record["key"])
+        record, image = centred(config, source, index)
         masks = masking.draw(plan, 1, np.random.default_rng([config.seed, index]))
         out = {"image": image, **{name: array[0] for name, array in masks.items()}}
         if reader is not None:
             out.update(reader.first(index, record["captions"]))
         return {**out, "label": np.int32(record["label"]), "index": np.int64(index)}
 
+    def usable(index: int) -> tuple[Batch, faults.Fault | None]:
+        return faults.first_usable(index, len(source), load)
+
     with ThreadPoolExecutor(config.data.threads) as pool:
         for start in range(0, len(indices), batch_size):
-            rows = list(pool.map(load, indices[start : start + batch_size].tolist()))
+            loaded = list(pool.map(usable, indices[start : start + batch_size].tolist()))
+            if log is not None:
+                log.write([fault for _, fault in loaded if fault is not None], source.name)
+            rows = [row for row, _ in loaded]
             valid = np.arange(batch_size) < len(rows)
             rows += rows[-1:] * (batch_size - len(rows))
             batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
             yield {**batch, "valid": valid}
+
+
+def centred(config: Config, source: Source, index: int) -> tuple[Record, Array]:
+    """A record and its image by the transform of evaluation: uint8 [S, S, 3].
+
+    Raises:
+      BadSample: it cannot be read or decoded.
+    """
+    with faults.reading():
+        record = source[index]
+    faults.check_image(record["image"], config.data.max_pixels, record["key"])
+    with faults.decoding():
+        size = config.encoder.image_size
+        return record, transforms.centre_crop(record["image"], size, record["key"])
 
 
 def describe(config: Config, source: Source) -> dict[str, Any]:
@@ -226,6 +303,10 @@ def check_resume(saved: dict[str, Any], current: dict[str, Any]) -> None:
         lines = [f"{k}: {saved.get(k)!r} -> {current.get(k)!r}" for k in keys]
         rule = "the checkpoint was trained on other data or in another order:\n  "
         raise ConfigError("data", current.get("name"), rule + "\n  ".join(lines))
+
+
+def _needs_captions(config: Config) -> bool:
+    return config.data.require_captions and config.data.captions != "empty"
 
 
 def _number(position: int, index: int) -> dict[str, int]:

@@ -2,12 +2,12 @@
 
 import hashlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from jepa_vl.config import Config, ConfigError, one_of, reads_text
+from jepa_vl.data import storage
 from jepa_vl.data.records import class_names
 from jepa_vl.data.registry import SOURCES as SOURCES
 from jepa_vl.data.registry import Place as Place
@@ -152,8 +152,7 @@ def _open_parts(config: Config) -> tuple[Source, Source]:
     added = None
     if data.captions_file and data.caption_pool != "raw" and reads_text(config):
         added = CaptionsFile(data.captions_file)
-    places = [Place(data.path, "data.path", data.split, "train"), _held_out_place(config)]
-    train, *others = [_open(config, place, added) for place in places if place is not None]
+    train, *others = [_open(config, place, added) for place in places(config)]
     if reads_text(config):
         _check_captions(config, train)
     if not others:
@@ -169,16 +168,19 @@ def _open(config: Config, place: Place, added: CaptionsFile | None) -> Source:
     return source if added is None else Joined(source, added, config.data.caption_pool)
 
 
-def _held_out_place(config: Config) -> Place | None:
+def places(config: Config) -> list[Place]:
+    """Where the training images lie and, unless they are a share of these, the held-out ones."""
     data, split = config.data, config.eval.split
-    path = Path(data.path).expanduser()
+    train = Place(data.path, "data.path", data.split, "train")
     if data.kind == "shapes_world":
-        return Place("", "", "", "val")
+        return [train, Place("", "", "", "val")]
     if config.eval.path or split:
-        return Place(config.eval.path or data.path, "eval.path", split, "val")
-    if path.name == "train" and (path.parent / "val").is_dir():
-        return Place(str(path.parent / "val"), "data.path", "", "val")
-    return None
+        return [train, Place(config.eval.path or data.path, "eval.path", split, "val")]
+    folder, name = storage.split(storage.expand(data.path))
+    sibling = storage.join(folder, "val")
+    if name == "train" and storage.is_folder(sibling):
+        return [train, Place(sibling, "data.path", "", "val")]
+    return [train]
 
 
 def _check_captions(config: Config, source: Any) -> None:
@@ -210,17 +212,22 @@ def split_source(source: Source, share: float) -> tuple[Source, Source]:
     count = len(source)
     if count < 2:
         raise ConfigError("data.path", source.name, "has one image; two parts need at least two")
-    keys = getattr(source, "keys", None)
-    keys = list(map(str, range(count))) if keys is None else keys
-    hashes = np.array([_unit_hash(str(key)) for key in keys])
+    hashes = _unit_hashes(source)
     order = np.argsort(hashes, kind="stable")
     held = min(max(int((hashes < share).sum()), 1), count - 1)
     train, held_out = np.sort(order[held:]), np.sort(order[:held])
     return Subset(source, train, "train"), Subset(source, held_out, "held-out")
 
 
-def _unit_hash(text: str) -> float:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") / 2**64
+def _unit_hashes(source: Source) -> Array:
+    """Of the keys: float64 [images], in [0, 1]. A source that has many brings ``key_hashes``."""
+    stored = getattr(source, "key_hashes", None)
+    if stored is None:
+        keys = getattr(source, "keys", None)
+        texts = map(str, range(len(source)) if keys is None else keys)
+        digests = b"".join(hashlib.blake2b(t.encode(), digest_size=8).digest() for t in texts)
+        stored = np.frombuffer(digests, ">u8")
+    return stored.astype(np.float64) / 2.0**64
 
 
 def labelled_indices(source: Source, count: int, seed: int = 0) -> Array:

@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 from multiprocessing import spawn
+from multiprocessing.context import SpawnContext as _SpawnContext
 from typing import Any
 
 if __name__ == "__mp_main__":  # in a worker, before Grain is imported there
@@ -19,11 +20,12 @@ if __name__ == "__mp_main__":  # in a worker, before Grain is imported there
     logging.set_verbosity(logging.ERROR)
 
 _GRAIN_WORKER = "grain-process-prefetch"  # how Grain's worker processes are called
+_OWN_WORKER = "jepa-vl-worker"
 _preparation = spawn.get_preparation_data
 
 
 def install() -> None:
-    """Makes Grain's workers start from this module instead of the program's main module.
+    """Makes Grain's workers, and ours, start from this module instead of the program's main module.
 
     A spawned process imports the main module again, which may import jax or lack a ``__main__``
     guard; Grain has no hook before that. Other processes start as ever.
@@ -35,16 +37,28 @@ def install() -> None:
         flags.FLAGS.mark_as_parsed()
 
 
+class SpawnContext(_SpawnContext):
+    """For pools of our own: their processes start from this module too."""
+
+    def __init__(self):
+        super().__init__()
+        install()
+
+    def Process(self, *args: Any, **kwargs: Any) -> Any:
+        """A process whose name says that it is ours."""
+        return super().Process(*args, **kwargs, name=_OWN_WORKER)
+
+
 def _prepare(name: str) -> dict[str, Any]:
     data = _preparation(name)
-    if name.startswith(_GRAIN_WORKER):
+    if name.startswith((_GRAIN_WORKER, _OWN_WORKER)):
         data.pop("init_main_from_path", None)
         data["init_main_from_name"] = "jepa_vl.data.worker"
     return data
 
 
 def end_with_parent(worker: int, workers: int) -> None:
-    """Grain's hook in each worker: a killed trainer must not leave workers behind."""
+    """Runs first in each worker, with the arguments of Grain's hook: none outlives its parent."""
     del worker, workers
     parent = multiprocessing.parent_process()
     if parent is not None:

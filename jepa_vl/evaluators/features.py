@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jepa_vl.config import Config, ConfigError
-from jepa_vl.data import transforms
+from jepa_vl.data import faults, pipeline
 from jepa_vl.data.sources import Source, labelled_indices
 from jepa_vl.evaluators.base import Extract, Features
 from jepa_vl.models.vit import last_layers
@@ -69,13 +69,17 @@ def pooled(
 
 
 class Reader:
-    """The labelled images of both parts.
+    """The labelled images of both parts; those that cannot be read or decoded are left out.
 
     They pass through, and only their features stay in memory, unless :meth:`keep_images` is called.
     """
 
-    def __init__(self, config: Config, train: Source, held_out: Source):
+    def __init__(
+        self, config: Config, train: Source, held_out: Source, log: faults.Log | None = None
+    ):
         """Draws the images: ``eval.train_images`` and ``eval.val_images``, or all there are.
+
+        ``log`` lists those that are left out; they count for no limit.
 
         Raises:
           ConfigError: one of the parts has no labelled image.
@@ -90,19 +94,52 @@ class Reader:
             if not len(indices):
                 rule = f"no image of {source.name} has a label"
                 raise ConfigError("data.label_key", config.data.label_key, rule)
+        self._log, self._bad = log, (set[int](), set[int]())
         self._kept: Sequence[Iterable[Batch]] = ()
 
     def keep_images(self) -> None:
         """Reads all images now and holds them, for those who read features again and again.
 
         Raises:
-          ConfigError: an image cannot be read.
+          ConfigError: no image of a part can be read.
         """
         self._kept = [list(batches) for batches in self._batches()]
 
     def _batches(self) -> Sequence[Iterable[Batch]]:
-        parts = zip(self.parts, self.indices, strict=True)
-        return self._kept or [_batches(self.config, *part) for part in parts]
+        return self._kept or [self._read_part(part) for part in range(len(self.parts))]
+
+    def _read_part(self, part: int) -> Iterator[Batch]:
+        """Images by the evaluation transform, uint8 [b, H, W, 3], and labels, int [<= b].
+
+        The last batch repeats its last image. Neither masks nor captions are needed here.
+        """
+        size, source, bad = self.config.eval.batch_size, self.parts[part], self._bad[part]
+        indices = [index for index in self.indices[part].tolist() if index not in bad]
+
+        def load(index: int) -> tuple[Array, int] | faults.Fault:
+            try:
+                record, image = pipeline.centred(self.config, source, index)
+            except faults.BadSample as error:
+                return faults.of(error, index)
+            return image, record["label"]
+
+        with ThreadPoolExecutor(self.config.data.threads) as pool:
+            for start in range(0, len(indices), size):
+                loaded = list(pool.map(load, indices[start : start + size]))
+                rows = [row for row in loaded if not isinstance(row, faults.Fault)]
+                self._leave_out(part, [row for row in loaded if isinstance(row, faults.Fault)])
+                if rows:
+                    images = [image for image, _ in rows] + [rows[-1][0]] * (size - len(rows))
+                    yield np.stack(images), np.array([label for _, label in rows], np.int64)
+
+    def _leave_out(self, part: int, found: list[faults.Fault]) -> None:
+        bad, source = self._bad[part], self.parts[part]
+        bad.update(fault.index for fault in found)
+        if self._log is not None:
+            self._log.write(found, source.name)
+        if len(bad) == len(self.indices[part]):
+            rule = f"{found[-1].message}; nor can any other of {len(bad)} labelled images be used"
+            raise ConfigError("data.path", found[-1].key, rule)
 
     def read(self, embed: Callable[[Array], Array]) -> Features:
         """Features of all images.
@@ -111,7 +148,7 @@ class Reader:
           embed: uint8 [b, H, W, 3] -> float [b, X], always of ``eval.batch_size`` images.
 
         Raises:
-          ConfigError: an image cannot be read.
+          ConfigError: no image of a part can be read.
         """
         arrays: list[Array] = []
         for batches in self._batches():
@@ -120,32 +157,16 @@ class Reader:
         return Features(*arrays)
 
     def describe(self) -> dict[str, Any]:
-        """Which images these are: for each part its name, fingerprint and number of images."""
+        """Which images these are: for each part its name, fingerprint and number of images.
+
+        After reading, the number is that of the images that could be read.
+        """
         names = ("train", "held_out")
-        parts = zip(names, self.parts, self.indices, strict=True)
+        parts = zip(names, self.parts, self.indices, self._bad, strict=True)
         return {
-            name: {"name": x.name, "fingerprint": x.fingerprint, "images": len(indices)}
-            for name, x, indices in parts
+            name: {"name": x.name, "fingerprint": x.fingerprint, "images": len(indices) - len(bad)}
+            for name, x, indices, bad in parts
         }
-
-
-def _batches(config: Config, source: Source, indices: Array) -> Iterator[Batch]:
-    """Images by the evaluation transform, uint8 [b, H, W, 3], and labels, int [<= b].
-
-    The last batch repeats its last image. Neither masks nor captions are needed here.
-    """
-    size = config.eval.batch_size
-
-    def load(index: int) -> tuple[Array, int]:
-        record = source[index]
-        image = transforms.centre_crop(record["image"], config.encoder.image_size, record["key"])
-        return image, record["label"]
-
-    with ThreadPoolExecutor(config.data.threads) as pool:
-        for start in range(0, len(indices), size):
-            rows = list(pool.map(load, indices[start : start + size].tolist()))
-            images = [image for image, _ in rows] + [rows[-1][0]] * (size - len(rows))
-            yield np.stack(images), np.array([label for _, label in rows], np.int64)
 
 
 def remember(extract: Extract) -> Extract:

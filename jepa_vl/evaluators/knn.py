@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from jepa_vl.config import Config, ConfigError
+from jepa_vl.data.faults import Log
 from jepa_vl.data.sources import Source
 from jepa_vl.evaluators import features
 from jepa_vl.evaluators.base import Extract, Features, accuracy, register
@@ -92,14 +93,21 @@ class OnlineKnn:
     chooses the branch; the loop passes the target encoder.
     """
 
-    def __init__(self, config: Config, encode: features.Encode, train: Source, held_out: Source):
-        """Reads the images.
+    def __init__(
+        self,
+        config: Config,
+        encode: features.Encode,
+        train: Source,
+        held_out: Source,
+        log: Log | None = None,
+    ):
+        """Reads the images; ``log`` lists those that cannot be used.
 
         Raises:
-          ConfigError: one of the parts has no labelled image.
+          ConfigError: one of the parts has no labelled image, or none that can be read.
         """
         self.config, self.encode = config, encode
-        self.reader = features.Reader(config, train, held_out)
+        self.reader = features.Reader(config, train, held_out, log)
         self.reader.keep_images()
 
     def run(self, params: PyTree) -> dict[str, float]:

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from jepa_vl.config import Config, reads_text
 from jepa_vl.data import pipeline
+from jepa_vl.data.faults import Log
 from jepa_vl.data.sources import Source
 from jepa_vl.evaluators import features, spectral
 from jepa_vl.objectives import Objective
@@ -46,15 +47,19 @@ class Health:
         mesh: Mesh,
         held_out: Source,
         encode: features.Encode,
+        log: Log | None = None,
     ):
-        """Loads ``log.diagnostics_images`` held-out images, in chunks of a training batch."""
+        """Loads ``log.diagnostics_images`` held-out images, in chunks of a training batch.
+
+        ``log`` lists those that cannot be used; others take their place.
+        """
         self.mesh, self.encode, self.objective, self.frozen = mesh, encode, objective, frozen
         self.reads_text = reads_text(config)
         self.regularised = config.conditioner.kind != "none"
         size = config.train.batch_size
         count = max(size, config.log.diagnostics_images // size * size)
         indices = np.arange(count) % len(held_out)
-        self.batches = list(pipeline.eval_batches(config, held_out, indices, size))
+        self.batches = list(pipeline.eval_batches(config, held_out, indices, size, log))
 
         def parts(params: PyTree, target: PyTree, frozen: PyTree, batch: Batch) -> Array:
             """L_predict, and the regularisers at full ramp: float32 [2]."""

@@ -11,7 +11,7 @@ import jax
 
 from jepa_vl import objectives, sharding, tree
 from jepa_vl.config import Config, ConfigError, config_hash, resume_diff
-from jepa_vl.data import pipeline, sources
+from jepa_vl.data import faults, pipeline, sources
 from jepa_vl.evaluators import features
 from jepa_vl.evaluators.knn import OnlineKnn
 from jepa_vl.training import compile_cache
@@ -77,6 +77,7 @@ class Run:
         keep = config.checkpoint
         self.checkpoints = Checkpoints(workdir, keep.keep_last, keep.keep_every)
         self.seconds_before, self.compiles_before = 0.0, 0
+        self.bad_before: dict[str, int] = {}
         self.start = self.done = self._find_start()
         self.reporter = Reporter(config.log.progress, self.total, self.start)
 
@@ -92,12 +93,17 @@ class Run:
             self.state = self.checkpoints.restore(self.start, like)
         else:
             self.state = train_state.create(config, objective, self.spec, mesh)
+        listed = self.workdir / "bad_samples.jsonl"
+        self.faults = faults.Log(config.data.max_bad_share, listed, self.bad_before)
+        for source in (self.train_source, self.held_out):
+            self.faults.check_index(source)
         self.frozen = sharding.place(objective.load_frozen(), mesh)
         self.step = make_step(config, objective, mesh, like)
         self._greet()
         write_json(self.workdir / "config.json", self.meta)
         encode = features.make_encode(objective.encoder, mesh)
-        self.health = Health(config, objective, self.frozen, mesh, self.held_out, encode)
+        held_out, log = self.held_out, self.faults
+        self.health = Health(config, objective, self.frozen, mesh, held_out, encode, log)
         self.knn = self._make_knn(encode)
         self.writer = MetricsWriter(self.workdir, self.start or -1, config.log.tensorboard)
 
@@ -120,6 +126,7 @@ class Run:
             raise ConfigError("workdir", str(self.workdir), rule + "\n  ".join(changed))
         spent = meta["spent"]
         self.seconds_before, self.compiles_before = spent["seconds"], spent["compiles"]
+        self.bad_before = spent.get("bad_samples", {})
         pipeline.check_resume(data, self.data)
         return step
 
@@ -135,13 +142,17 @@ class Run:
             )
         if self.start:
             self.reporter.say(f"resumed from the checkpoint of step {self.start}")
+        absent = len(faults.left_out(self.train_source))
+        if absent:
+            self.reporter.say(f"warning: {absent} bad samples left out; see {self.faults.path}")
         excess = sharding.replicated_excess(self.state, self.mesh)
         if excess:
             self.reporter.say(f"warning: {excess}")
 
     def _make_knn(self, encode: features.Encode) -> OnlineKnn | None:
         try:
-            return OnlineKnn(self.config, encode, self.train_source, self.held_out)
+            parts = self.train_source, self.held_out
+            return OnlineKnn(self.config, encode, *parts, self.faults)
         except ConfigError as error:
             if error.key != "data.label_key":
                 raise
@@ -172,7 +183,18 @@ class Run:
     def save(self, step: int) -> None:
         """Writes the checkpoint of a step in the background."""
         spent = {"seconds": self.seconds(), "compiles": self.compiles()}
+        spent["bad_samples"] = dict(self.faults.counts)
         self.checkpoints.save(self.state, step, self.data, self.meta | {"spent": spent})
+
+    def _next(self, stream: pipeline.TrainStream) -> pipeline.Batch:
+        """The next batch; where the data ends the run, what was trained is saved first."""
+        try:
+            return next(stream)
+        except ConfigError:
+            if self.done > self.start:
+                self.save(self.done)
+            self.checkpoints.close()
+            raise
 
     def train(self, stop: Stop) -> int:
         """Runs the steps that remain; returns the exit code."""
@@ -180,10 +202,10 @@ class Run:
             self.writer.write(0, self.examine(0))
         config, previous = self.config, None
         clock, images = time.monotonic(), 0
-        stream = pipeline.make_batches(config, self.train_source, self.start)
+        stream = pipeline.make_batches(config, self.train_source, self.start, log=self.faults)
         with stream, jax.set_mesh(self.mesh):
             for step in range(self.start + 1, self.total + 1):
-                batch = to_device(next(stream), self.mesh)
+                batch = to_device(self._next(stream), self.mesh)
                 self.state, metrics = self.step(self.state, self.frozen, batch)
                 self.done = step
                 images += config.train.batch_size
@@ -192,6 +214,7 @@ class Run:
                     jax.block_until_ready(metrics)
                     rate = images / (time.monotonic() - clock)
                     row = {"images_per_second": rate, "seconds": self.seconds(), **metrics}
+                    row |= self.faults.metrics()
                 row |= self.examine(step)
                 if row:
                     written = self.writer.write(step, row)
@@ -226,6 +249,7 @@ class Run:
             "compiles": self.compiles(),
             "images_per_second": writer.speed(),
             "bad_steps": writer.last("bad_steps") or 0,
+            "bad_samples": dict(self.faults.counts),
             "knn": {
                 "target": writer.last("knn/target"),
                 "untrained": writer.first("knn/target"),
