@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from jepa_vl.config import ConfigError
+from jepa_vl.data.files import cache_folder
 from jepa_vl.data.records import leaf_names, number_labels, read_captions, read_label
-from jepa_vl.data.tar import cache_folder
 from jepa_vl.shapes import Array
 
 Arrays = dict[str, Array]

@@ -7,7 +7,7 @@ from typing import Any
 from jepa_vl.config import ConfigError
 from jepa_vl.data import files
 from jepa_vl.data.catalogue import Catalogue, Catalogued
-from jepa_vl.data.tar import IMAGES
+from jepa_vl.data.tar_scan import IMAGES
 
 
 class ClassFolderSource(Catalogued):

@@ -7,6 +7,12 @@ from pathlib import Path, PurePosixPath
 from jepa_vl.config import ConfigError
 
 
+def cache_folder() -> Path:
+    """$JEPA_VL_CACHE, or a folder in the user's cache."""
+    given = os.environ.get("JEPA_VL_CACHE")
+    return Path(given).expanduser() if given else Path.home() / ".cache" / "jepa_vl"
+
+
 def find_files(root: Path, suffix: str, key: str, prefix: str = "") -> list[Path]:
     """The file itself, or the files of a folder in the order of their names.
 

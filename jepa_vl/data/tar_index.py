@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from jepa_vl.config import ConfigError
 from jepa_vl.data import storage, tar_scan, worker
 from jepa_vl.data.faults import Fault
+from jepa_vl.data.files import cache_folder
 from jepa_vl.data.records import class_names
 from jepa_vl.data.tar_scan import Part
 from jepa_vl.shapes import Array
@@ -149,12 +150,6 @@ def _find_shards(root: str, key: str) -> tuple[str, list[storage.File]]:
     alone = [file.name for file in files] == [name] and not storage.is_folder(root)
     folder = folder if alone else root
     return (folder if storage.is_url(folder) else os.path.realpath(folder)), files
-
-
-def cache_folder() -> Path:
-    """$JEPA_VL_CACHE, or a folder in the user's cache."""
-    given = os.environ.get("JEPA_VL_CACHE")
-    return Path(given).expanduser() if given else Path.home() / ".cache" / "jepa_vl"
 
 
 def _digest(value: Any) -> str:
