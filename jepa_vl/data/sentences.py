@@ -27,9 +27,14 @@ class Sentences:
     def __init__(self, source: Any):
         """Takes a :class:`sources.Source`."""
         self.source = source
-        for name in ("keys", "labels"):
-            if hasattr(source, name):
-                setattr(self, name, getattr(source, name))
+        labels = getattr(source, "labels", None)
+        if labels is not None:
+            self.labels = labels
+
+    @property
+    def keys(self) -> Any:
+        """Unchanged."""
+        return self.source.keys
 
     @property
     def classes(self) -> tuple[str, ...]:

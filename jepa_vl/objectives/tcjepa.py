@@ -98,7 +98,7 @@ class TCJepa(ReadsCaptions):
         collapse, terms = anticollapse.penalty(self.config.anticollapse, stream, ctx_valid, rng)
         metrics = {"loss/predict": predict, "target_std": target_spread(targets)} | apart | terms
         total = predict + collapse
-        if reading is not None:
+        if reading is not None and words is not None:
             valid = _token_valid(ctx_valid, tgt_valid)
             regulariser, terms = self.regularise(reading, words, batch, valid)
             total, metrics = total + ramp * regulariser, metrics | terms

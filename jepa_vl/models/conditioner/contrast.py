@@ -63,8 +63,8 @@ def contrast(q: Array, k: Array, words: Words, valid: Array | None, others: int)
     present = words.existing.present
     candidates = []
     for shift in range(min(others, q.shape[0] - 1) + 1):
-        rolled = [jnp.roll(x, shift, axis=0) for x in (k, present)]
-        candidates.append(scores(q, *rolled, valid))
+        keys, there = (jnp.roll(x, shift, axis=0) for x in (k, present))
+        candidates.append(scores(q, keys, there, valid))
     fit = jnp.stack(candidates, axis=-1) / TEMPERATURE
     captioned = jnp.isfinite(fit[:, 0])
     # The first column may be -inf: it must not reach the softmax, not even under a where.
