@@ -75,7 +75,7 @@ def test_padding_and_missing_captions_bring_neither_values_nor_gradients(case):
 
 def test_one_image_has_nothing_to_be_compared_with(case):
     alone = {name: value[:1] for name, value in case.items() if name != "words"}
-    words = Words(*(x[:1] for x in case["words"]))
+    words = Words(*(x[:1] for x in case["words"][:3]))
     assert contrast(**alone, words=words, others=8).tolist() == [0.0]
 
 
