@@ -124,8 +124,9 @@ class TfdsSource(Catalogued):
             return read_only_builder.builder_from_files(self.dataset, data_dir=self.root)
         except (registered.DatasetNotFoundError, ValueError) as error:
             rule = (
-                f"no dataset of this name is prepared in {self.root}; `tfds build "
-                f"{self.dataset} --data_dir={self.root} --file_format=array_record` makes one"
+                f"no dataset of this name is prepared in {self.root}; where TensorFlow is "
+                f"installed, `tfds build {self.dataset} --data_dir={self.root} "
+                "--file_format=array_record` makes one"
             )
             raise ConfigError("data.name", self.dataset, rule) from error
 
