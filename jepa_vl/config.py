@@ -261,8 +261,11 @@ def resolve(tree: Any) -> Config:
 
 
 def resume_diff(saved: dict[str, Any], config: Config) -> list[str]:
-    """Lines ``key: saved -> now`` for values that a resumed run may not change."""
-    old, new = flat(saved), flat(to_dict(config))
+    """Lines ``key: saved -> now`` for values that a resumed run may not change.
+
+    A key that has come since the run began counts as its default.
+    """
+    old, new = flat(to_dict(Config())) | flat(saved), flat(to_dict(config))
     keys = [name for name in sorted(old.keys() | new.keys()) if not name.startswith(RESUMABLE)]
     return [
         f"{k}: {old.get(k, 'absent')!r} -> {new.get(k, 'absent')!r}"

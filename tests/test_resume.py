@@ -13,8 +13,10 @@ import pytest
 
 from jepa_vl import tree
 from jepa_vl.cli.main import main
+from jepa_vl.config import resume_diff, to_dict
 from jepa_vl.training import loop
 from jepa_vl.training.checkpoint import load
+from tests.tiny import tiny
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = "tests/configs_tiny.py"
@@ -168,3 +170,14 @@ def test_signal_handlers_are_put_back_and_other_threads_do_without():
     thread.start()
     thread.join()
     assert seen == [False]
+
+
+def test_a_key_that_has_come_since_a_run_began_counts_as_its_default():
+    config = tiny(**{"loss.contrast": 1.0})
+    saved = to_dict(config)
+    assert resume_diff(saved, config) == []
+    older = {**saved, "loss": {k: v for k, v in saved["loss"].items() if k != "contrast"}}
+    assert resume_diff(older, tiny()) == []
+    assert resume_diff(older, config) == ["loss.contrast: 0.0 -> 1.0"]
+    newer = {**saved, "fusion": 3}  # of a version to come: not known here
+    assert resume_diff(newer, config) == ["fusion: 3 -> 'absent'"]
