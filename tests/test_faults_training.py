@@ -4,10 +4,15 @@ import json
 import os
 
 import jax
+import numpy as np
 import pytest
 
 from jepa_vl.cli.main import main
+from jepa_vl.config import ConfigError
+from jepa_vl.data import faults, sources
+from jepa_vl.evaluators import features
 from tests import tars
+from tests.tiny import tiny
 
 # Of 60 images 57 are trained on at 8 a step, so that 6 steps see 48 different ones.
 STEPS, BAD = 6, 20
@@ -77,6 +82,32 @@ def test_a_run_on_damaged_data_stops_at_the_limit_and_goes_on_to_its_end_above_i
     }
     # Each epoch sees an image once: what was trained on in the place of another is as many.
     assert len(drawn) >= counts[-1]
+
+
+def test_evaluation_leaves_out_what_cannot_be_read_and_says_how_many_remain(tmp_path):
+    tars.shards(tmp_path / "d/train", 1, 20)
+    tars.shards(tmp_path / "d/val", 1, 9)
+    values = {"data.kind": "tar", "data.path": str(tmp_path / "d/train"), "objective": "ijepa"}
+    config = tiny(**values)
+    parts = sources.open_sources(config)
+    whole = features.Reader(config, *parts).read(features.pixels)
+    for index in range(8):  # a whole batch of the held-out part, and three of the other
+        tars.overwrite(tmp_path / "d/val/000.tar", f"s{index:03}.jpg", b"<html>")
+        if index < 3:
+            tars.overwrite(tmp_path / "d/train/000.tar", f"s{index:03}.jpg", b"<html>")
+    log = faults.Log(0.0, tmp_path / "bad.jsonl")
+    reader = features.Reader(config, *parts, log)
+    for _ in range(2):
+        found = reader.read(features.pixels)
+        np.testing.assert_array_equal(found.train, whole.train[3:])
+        np.testing.assert_array_equal(found.train_labels, whole.train_labels[3:])
+        np.testing.assert_array_equal(found.held_out, whole.held_out[8:])
+    described = reader.describe()
+    assert (described["train"]["images"], described["held_out"]["images"]) == (17, 1)
+    assert len(rows(tmp_path / "bad.jsonl")) == 11 and not log.counts
+    tars.overwrite(tmp_path / "d/val/000.tar", "s008.jpg", b"<html>")
+    with pytest.raises(ConfigError, match="nor can any other of 9 labelled images"):
+        features.Reader(config, *parts).keep_images()
 
 
 def test_data_of_which_nothing_can_be_read_is_refused_before_a_step(tmp_path, capsys):

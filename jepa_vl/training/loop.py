@@ -14,7 +14,7 @@ from jepa_vl.config import Config, ConfigError, config_hash, resume_diff
 from jepa_vl.data import faults, pipeline, sources
 from jepa_vl.evaluators import features
 from jepa_vl.evaluators.knn import OnlineKnn
-from jepa_vl.training import compile_cache
+from jepa_vl.training import compile_cache, rebatch
 from jepa_vl.training import state as train_state
 from jepa_vl.training.checkpoint import Checkpoints, provenance
 from jepa_vl.training.console import Reporter
@@ -74,10 +74,10 @@ class Run:
         self.spec = train_state.batch_spec(config)
         self.data, self.meta = pipeline.describe(config, self.train_source), provenance(config)
         workdir.mkdir(parents=True, exist_ok=True)
-        keep = config.checkpoint
-        self.checkpoints = Checkpoints(workdir, keep.keep_last, keep.keep_every)
+        self.checkpoints = self._open_checkpoints()
         self.seconds_before, self.compiles_before = 0.0, 0
         self.bad_before: dict[str, int] = {}
+        self.batch_before, self.saved_step = config.train.batch_size, 0
         self.start = self.done = self._find_start()
         self.reporter = Reporter(config.log.progress, self.total, self.start)
 
@@ -90,7 +90,7 @@ class Run:
         config, objective, mesh = self.config, self.objective, self.mesh
         like = train_state.abstract(config, objective, self.spec, mesh)
         if self.start:
-            self.state = self.checkpoints.restore(self.start, like)
+            self.state = self.checkpoints.restore(self.saved_step, like)
         else:
             self.state = train_state.create(config, objective, self.spec, mesh)
         listed = self.workdir / "bad_samples.jsonl"
@@ -99,6 +99,8 @@ class Run:
             self.faults.check_index(source)
         self.frozen = sharding.place(objective.load_frozen(), mesh)
         self.step = make_step(config, objective, mesh, like)
+        if self.batch_before != config.train.batch_size:
+            self._change_batch()
         self._greet()
         write_json(self.workdir / "config.json", self.meta)
         encode = features.make_encode(objective.encoder, mesh)
@@ -114,21 +116,42 @@ class Run:
             return False
         return json.loads(path.read_text())["status"] == STATUS[DONE]
 
+    def _open_checkpoints(self) -> Checkpoints:
+        keep = self.config.checkpoint
+        return Checkpoints(self.workdir, keep.keep_last, keep.keep_every)
+
     def _find_start(self) -> int:
-        """Step of the newest checkpoint, 0 for a new run; takes over what was spent before it."""
+        """Step that the newest checkpoint stands for, 0 for a new run.
+
+        Takes over what was spent before it.
+        """
         step = self.checkpoints.latest()
         if step is None:
+            rebatch.check_whole(self.workdir)
             return 0
         data, meta = self.checkpoints.describe(step)
-        changed = resume_diff(meta["config"], self.config)
+        self.saved_step, self.batch_before = step, data["global_batch"]
+        batch = self.config.train.batch_size
+        changed = resume_diff(rebatch.saved_as(meta["config"], self.config), self.config)
         if changed:
             rule = "holds a run of another configuration; take a new workdir, or undo:\n  "
             raise ConfigError("workdir", str(self.workdir), rule + "\n  ".join(changed))
         spent = meta["spent"]
         self.seconds_before, self.compiles_before = spent["seconds"], spent["compiles"]
         self.bad_before = spent.get("bad_samples", {})
-        pipeline.check_resume(data, self.data)
-        return step
+        pipeline.check_resume(data | {"global_batch": batch}, self.data)
+        return rebatch.continue_at(step, self.batch_before, batch)
+
+    def _change_batch(self) -> None:
+        """Goes on from the restored state with the new numbers of steps."""
+        old, new = self.batch_before, self.config.train.batch_size
+        self.state = rebatch.renumber(self.state, self.start)
+        self.checkpoints.close()
+        rebatch.set_aside(self.workdir, self.saved_step, old, new)
+        self.checkpoints = self._open_checkpoints()
+        self.save(self.start)
+        self.checkpoints.wait()
+        self.reporter.say(f"batch {old} -> {new}: step {self.saved_step} is step {self.start} now")
 
     def _greet(self) -> None:
         self.reporter.say(
