@@ -6,13 +6,14 @@ Command:    python benchmarks/input_pipeline.py --data FOLDER --out RESULT.json
 Needs:      torch for its arms (extra "parity"), simplejpeg and cykooz-resizer for turbo ("turbo").
 
 All arms read the same records, draw torchvision's random resized crop (area 0.3 to 1, no flip) and
-resize antialiased and bilinear, with as many processes. Ours makes the whole training batch: uint8
-crops, masks, captions as tokens. The others make images alone: "loop" drops them where they were
-made, "torch uint8" collates [B, 3, S, S] bytes, "torch float" what training on torch usually gets,
-scaled and normalised float32. Their transforms are what torchvision calls for Pillow images,
-written out; the crop's box is drawn by our function. Crops of large JPEGs are decoded smaller by
-ours alone. Each arm starts anew for each measurement, and batches made ahead are not timed.
-A ratio "A over B" says how many times as fast A is.
+resize antialiased and bilinear, with as many processes ("threads": threads of this process instead,
+data.workers=0). Ours makes the whole training batch: uint8 crops, masks, captions as tokens. The
+others make images alone: "loop" drops them where they were made, "torch uint8" collates
+[B, 3, S, S] bytes, "torch float" what training on torch mostly gets, scaled and normalised float32.
+Their transforms are what torchvision calls for Pillow images, written out; the crop's box is drawn
+by our function. Crops of large JPEGs are decoded smaller by ours alone. Each arm starts anew for
+each measurement, and batches made ahead are not timed. A ratio "A over B" says how many times as
+fast A is. "mask_share" is of the CPU time of the whole pipeline.
 """
 
 import argparse
@@ -41,13 +42,16 @@ SCALE, RATIO = (0.3, 1.0), (0.75, 4 / 3)
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def make_config(args: argparse.Namespace, size: int, decoder: str) -> Config:
-    """Of the training batches that ours makes."""
+def make_config(
+    args: argparse.Namespace, size: int, decoder: str = "pillow", threads: bool = False
+) -> Config:
+    """Of the training batches that ours makes, by worker processes or as many threads."""
     tree = defaults()
     path = Path(args.data)
     tree.data.kind = "folder" if (path / "captions.jsonl").is_file() else "tar"
     tree.data.path, tree.data.decoder, tree.data.holdout = str(path), decoder, 0.01
-    tree.data.workers, tree.data.prefetch = args.workers, args.prefetch
+    tree.data.workers, tree.data.threads = 0 if threads else args.workers, max(args.workers, 1)
+    tree.data.prefetch = args.prefetch
     tree.data.crop_scale, tree.data.crop_ratio = SCALE, RATIO
     tree.encoder.variant, tree.encoder.image_size, tree.encoder.patch_size = "Ti", size, args.patch
     tree.text.captions, tree.text.words = args.captions, args.words
@@ -77,11 +81,11 @@ def time_batches(batches: Iterator, args: argparse.Namespace) -> measure.Sample:
     return {"ms_per_image": 1e3 * wall / images, "cpu_ms_per_image": spent}
 
 
-def ours(args: argparse.Namespace, size: int, decoder: str) -> Callable[[], measure.Sample]:
+def ours(args: argparse.Namespace, size: int, **how: Any) -> Callable[[], measure.Sample]:
     """Arm: the training pipeline."""
 
     def run() -> measure.Sample:
-        config = make_config(args, size, decoder)
+        config = make_config(args, size, **how)
         source = sources.open_sources(config)[0]
         with pipeline.make_batches(config, source, 0) as stream:
             return time_batches(stream, args)
@@ -100,7 +104,7 @@ def loop(args: argparse.Namespace, size: int) -> Callable[[], measure.Sample]:
     """Arm: processes that each do every n-th image and keep none."""
 
     def run() -> measure.Sample:
-        source = sources.open_sources(make_config(args, size, "pillow"))[0]
+        source = sources.open_sources(make_config(args, size))[0]
         images, workers = args.batches * args.batch, max(args.workers, 1)
         with ProcessPoolExecutor(workers, mp_context=get_context("fork")) as pool:
             warm = [pool.submit(_loop, source, range(args.batch), size) for _ in range(workers)]
@@ -142,7 +146,7 @@ def torch_loader(args: argparse.Namespace, size: int, dtype: str) -> Callable[[]
     def run() -> measure.Sample:
         from torch.utils.data import DataLoader
 
-        source = sources.open_sources(make_config(args, size, "pillow"))[0]
+        source = sources.open_sources(make_config(args, size))[0]
         data: Any = TorchImages(source, size, dtype)
         ahead = args.prefetch if args.workers else None
         batches = iter(
@@ -155,9 +159,10 @@ def torch_loader(args: argparse.Namespace, size: int, dtype: str) -> Callable[[]
 
 def arms_of(args: argparse.Namespace, size: int) -> dict[str, Callable[[], measure.Sample]]:
     """Those whose libraries are there."""
-    arms = {"ours pillow": ours(args, size, "pillow"), "loop": loop(args, size)}
+    arms = {"ours pillow": ours(args, size), "loop": loop(args, size)}
     if stages.present(*turbo.LIBRARIES):
-        arms["ours turbo"] = ours(args, size, "turbo")
+        arms["ours turbo"] = ours(args, size, decoder="turbo")
+        arms["ours turbo threads"] = ours(args, size, decoder="turbo", threads=True)
     if stages.present("torch"):
         arms |= {f"torch {t}": torch_loader(args, size, t) for t in ("uint8", "float")}
     return arms
@@ -179,7 +184,7 @@ def measure_size(args: argparse.Namespace, size: int) -> dict[str, Any]:
                 "time": measure.ratio(*(arm["ms_per_image"] for arm in pair)),
                 "cpu": measure.ratio(*(arm["cpu_ms_per_image"] for arm in pair)),
             }
-        config = make_config(args, size, name.removeprefix("ours "))
+        config = make_config(args, size, name.split()[1])
         whole = out["arms"][name]["cpu_ms_per_image"]["min"]
         out["stages"][name] = stages.split(config, args.stage_images, args.repeats, whole)
     return out
@@ -187,7 +192,7 @@ def measure_size(args: argparse.Namespace, size: int) -> dict[str, Any]:
 
 def memory_curve(args: argparse.Namespace, size: int) -> dict[str, Any]:
     """Resident memory of all processes while batches are taken, and its growth at the end."""
-    config = make_config(args, size, "pillow")
+    config = make_config(args, size)
     source = sources.open_sources(config)[0]
     points = []
     with pipeline.make_batches(config, source, 0) as stream:
@@ -203,7 +208,7 @@ def memory_curve(args: argparse.Namespace, size: int) -> dict[str, Any]:
 
 def describe(args: argparse.Namespace, made: bool) -> dict[str, Any]:
     """The images that were read: how many, how large."""
-    source = sources.open_sources(make_config(args, 96, "pillow"))[0]
+    source = sources.open_sources(make_config(args, 96))[0]
     records = [source[i]["image"] for i in range(0, len(source), max(1, len(source) // 500))]
     sides = [Image.open(io.BytesIO(data)).size for data in records]
     width, height = np.mean(sides, axis=0).tolist()
