@@ -56,6 +56,18 @@ def test_preview_shardings_names_every_leaf_of_the_state(capsys, tmp_path):
     assert "mesh {'data': 2, 'fsdp': 4, 'tensor': 1}" in out
 
 
+def test_preview_flops_adds_up(capsys, tmp_path):
+    preview("flops", tmp_path)
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    table = {row[0]: list(map(float, row[1:4])) for row in rows if row and row[-1].endswith("%")}
+    total = table.pop("total")
+    assert table.keys() == {"target", "encoder", "predictor", "conditioner"}
+    for column in range(3):
+        assert sum(row[column] for row in table.values()) == pytest.approx(total[column], abs=5e-4)
+    assert total[0] + total[1] == pytest.approx(total[2], abs=2e-4)
+    assert table["target"][1] == 0 < table["encoder"][1]
+
+
 @pytest.mark.parametrize("mode", ["production", "reference"])
 def test_preview_masks_writes_its_pictures(capsys, tmp_path, mode):
     words = [f"--config.masks.mode={mode}", "--config.masks.min_keep=2"]

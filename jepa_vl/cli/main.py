@@ -26,7 +26,7 @@ Single values of the configuration are changed by --config.KEY=VALUE, as often a
 SHAPES = {  # what the option's value stands for, and its help
     "--config": ("FILE[:ARGS]", "Python file with get_config(); ARGS are passed to it"),
     "--workdir": ("DIR", "folder of the run: checkpoints, metrics.jsonl, result.json"),
-    "--what": ("WHAT", "config, params, shardings, masks or batch"),
+    "--what": ("WHAT", "config, params, shardings, flops, masks or batch"),
     "--step": ("N", ""),
     "--branch": ("BRANCH", ""),
     "--name": ("NAMES", ""),
@@ -69,6 +69,7 @@ VERBS = {
         "config     the resolved configuration and its hash, as JSON\n"
         "params     every parameter with its shape, and the bytes of the train state\n"
         "shardings  where each array of the train state lives on the mesh; nothing is allocated\n"
+        "flops      matrix products of a step, by component and direction\n"
         "masks      the mask plan, how often each patch is drawn, and pictures\n"
         "batch      one training batch: arrays, captions and word pieces, a contact sheet\n\n"
         + OVERRIDES,

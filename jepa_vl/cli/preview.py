@@ -96,6 +96,31 @@ def _shardings(config: Config, out: Path) -> None:
         print(f"too much: {excess}")
 
 
+def _flops(config: Config, out: Path) -> None:
+    from jepa_vl import objectives, tree
+    from jepa_vl.training import flops, state
+
+    objective, batch = objectives.build(config), state.batch_spec(config)
+    found = flops.count(config, objective, batch, objective.load_frozen())
+    images = config.train.batch_size
+    names = [*found.forward, *(name for name in found.backward if name not in found.forward)]
+    parts = [(n, found.forward.get(n, 0.0), found.backward.get(n, 0.0)) for n in names]
+    parts += [("total", sum(found.forward.values()), sum(found.backward.values()))]
+    rows = [
+        (name, *(f"{x / images / 1e9:,.4f}" for x in (f, b, f + b)), f"{(f + b) / found.total:.1%}")
+        for name, f, b in parts
+    ]
+    head = ("GFLOPs an image", "forward", "backward", "both", "share")
+    print("\n".join(columns([head, *rows], right=(1, 2, 3, 4))))
+    params = state.shapes(config, objective, batch).params
+    trained = sum(leaf.size for leaf in tree.flatten(params).values())
+    share = 6 * trained * config.encoder.grid**2 * images / found.total
+    print(
+        f"\na step of {images} images: {found.total / 1e12:,.4f} TFLOPs, matrix products alone\n"
+        f"the rule 6 N D ({trained:,} parameters, all patches) would say {share:.2f} of it"
+    )
+
+
 def _masks(config: Config, out: Path) -> None:
     from jepa_vl.data import masking, pipeline, sources
     from jepa_vl.report import figures
@@ -183,6 +208,7 @@ KINDS = {
     "config": _config,
     "params": _params,
     "shardings": _shardings,
+    "flops": _flops,
     "masks": _masks,
     "batch": _batch,
 }

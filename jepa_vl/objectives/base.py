@@ -103,7 +103,8 @@ def encode_targets(
     Returns:
       [B, M, C, D] float32.
     """
-    features: Any = encoder.apply({"params": target}, images)
+    with jax.named_scope("target"):
+        features: Any = encoder.apply({"params": target}, images)
     return pick_blocks(as_targets(features, norm), tgt_idx)
 
 

@@ -68,7 +68,8 @@ class CaptionTower:
           batch: see ``data.pipeline``.
         """
         weights = (params if self.trained else frozen).get("text", {})
-        states = self.module.apply({"params": weights}, *self._inputs(batch))
+        with jax.named_scope("text"):
+            states = self.module.apply({"params": weights}, *self._inputs(batch))
         return Words(states, batch["word_mask"], batch["caption_mask"])
 
     def one_text(self, params: PyTree, frozen: PyTree, batch: Batch) -> tuple[Array, Array]:

@@ -61,9 +61,11 @@ class FrozenImage:
 
     def all_patches(self, frozen: PyTree, batch: Batch) -> Array:
         """Features [B, T, D] of whole images."""
-        return self.module.apply({"params": frozen["image"]}, batch["image"])  # pyright: ignore[reportReturnType]
+        with jax.named_scope("image_tower"):
+            return self.module.apply({"params": frozen["image"]}, batch["image"])  # pyright: ignore[reportReturnType]
 
     def visible_patches(self, frozen: PyTree, batch: Batch) -> Array:
         """Features [B, K, D] of the visible patches, which have seen no other."""
         visible = batch["ctx_idx"], batch.get("ctx_valid")
-        return self.module.apply({"params": frozen["image"]}, batch["image"], *visible)  # pyright: ignore[reportReturnType]
+        with jax.named_scope("image_tower"):
+            return self.module.apply({"params": frozen["image"]}, batch["image"], *visible)  # pyright: ignore[reportReturnType]

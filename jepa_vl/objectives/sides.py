@@ -120,7 +120,9 @@ def image_side(
     shown = full[:, :0] if seen.shown.shape[1] == 0 else online(images, seen.shown)
     tokens = Tokens(full, _positions(valid), valid)
     own = Tokens(shown, seen.shown, seen.shown_valid)
-    return Side(tokens, own, *targets(ema(images), valid, seen))
+    with jax.named_scope("target"):
+        wanted = ema(images)
+    return Side(tokens, own, *targets(wanted, valid, seen))
 
 
 def text_side(
@@ -140,4 +142,6 @@ def text_side(
         shown = online(seen.shown_valid.reshape(mask.shape))
     tokens = Tokens(full, _positions(valid), valid)
     own = Tokens(shown, seen.shown, seen.shown_valid)
-    return Side(tokens, own, *targets(ema(mask), valid, seen))
+    with jax.named_scope("target"):
+        wanted = ema(mask)
+    return Side(tokens, own, *targets(wanted, valid, seen))

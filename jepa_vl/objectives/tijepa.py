@@ -159,7 +159,8 @@ class TIJepa(ReadsCaptions):
             context, batch["ctx_idx"], batch["tgt_idx"], None,
             batch.get("ctx_valid"), batch.get("tgt_valid"),
         )  # fmt: skip
-        crossed: Any = self.crosser.apply({"params": target}, full, *words)
+        with jax.named_scope("target"):
+            crossed: Any = self.crosser.apply({"params": target}, full, *words)
         return {
             "prediction": predicted[0],
             "targets": pick_blocks(as_targets(crossed), batch["tgt_idx"]),

@@ -76,13 +76,18 @@ def _init(config: Config, objective: Objective, batch: Batch) -> TrainState:
     return TrainState(zero, params, target, adam(config).init(params), zero, zero)
 
 
-def abstract(config: Config, objective: Objective, batch: Batch, mesh: Mesh) -> TrainState:
-    """Shapes, dtypes and shardings of the state; nothing is computed."""
+def shapes(config: Config, objective: Objective, batch: Batch) -> TrainState:
+    """Shapes and dtypes of the state; nothing is computed."""
     spec = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
-    shapes = jax.eval_shape(lambda b: _init(config, objective, b), spec)
-    shardings = sharding.state_shardings(shapes, mesh)
+    return jax.eval_shape(lambda b: _init(config, objective, b), spec)
+
+
+def abstract(config: Config, objective: Objective, batch: Batch, mesh: Mesh) -> TrainState:
+    """As :func:`shapes`, with the shardings on a mesh."""
+    found = shapes(config, objective, batch)
+    shardings = sharding.state_shardings(found, mesh)
     return jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), found, shardings
     )
 
 

@@ -22,7 +22,7 @@ Metrics = dict[str, Array]
 Step = Callable[[TrainState, PyTree, Batch], tuple[TrainState, Metrics]]
 
 
-def _gradients(
+def gradients(
     config: Config, objective: Objective, state: TrainState, frozen: PyTree, batch: Batch
 ) -> tuple[PyTree, Metrics]:
     """Mean gradient and metrics over the step's micro-batches."""
@@ -72,7 +72,7 @@ def make_step(config: Config, objective: Objective, mesh: Mesh, like: TrainState
 
     def step(state: TrainState, frozen: PyTree, batch: Batch) -> tuple[TrainState, Metrics]:
         now = schedules.at(config, state.step)
-        grads, metrics = _gradients(config, objective, state, frozen, batch)
+        grads, metrics = gradients(config, objective, state, frozen, batch)
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"])
 

@@ -1,0 +1,119 @@
+"""FLOPs of a training step by component, counted in the operations that are traced.
+
+Matrix products alone, 2 m n k each: what the field calls model FLOPs, and what the peak of an
+accelerator is quoted for. The count is of the traced program, so it is exact for any objective,
+mask and number of captions, and knows that a loop runs its body many times (the compiler's own
+count does not). The rule "6 N D" would be wrong here: the target only runs forward, the context
+encoder on the visible patches, the predictor once a target block.
+"""
+
+import math
+import re
+from collections import Counter
+from typing import Any, NamedTuple
+
+import jax
+from jax.interpreters import partial_eval
+
+from jepa_vl.config import Config
+from jepa_vl.objectives import Objective
+from jepa_vl.objectives.base import Batch
+from jepa_vl.shapes import PyTree
+from jepa_vl.training.state import shapes
+from jepa_vl.training.step import gradients
+
+# The first that is found in an operation's scope names its component.
+COMPONENTS = {
+    "text": r"\btext\b",
+    "image_tower": r"\bimage_tower\b",
+    "target": r"\btarget\b",
+    "conditioner": r"\bconditioner_",
+    "predictor": r"Predictor\b",
+    "encoder": r"",  # whatever is left
+}
+
+
+class Flops(NamedTuple):
+    """Of one step, on the global batch.
+
+    Attributes:
+      forward: by component.
+      backward: by component, 0 for what is not trained.
+    """
+
+    forward: dict[str, float]
+    backward: dict[str, float]
+
+    @property
+    def total(self) -> float:
+        """All of them."""
+        return sum(self.forward.values()) + sum(self.backward.values())
+
+    def by_component(self) -> dict[str, float]:
+        """Both directions together: ``target_forward``, ``encoder_forward``, and so on."""
+        parts = {"forward": self.forward, "backward": self.backward}
+        return {f"{c}_{way}": part[c] for way, part in parts.items() for c in part if part[c]}
+
+
+def count(config: Config, objective: Objective, batch: Batch, frozen: PyTree) -> Flops:
+    """FLOPs of the gradient of a step; those of optimizer and EMA are element-wise, hence 0.
+
+    Args:
+      config: resolved. Recomputed activations are not counted: they are not the model's.
+      objective: of that configuration.
+      batch: shapes of the global batch, see ``state.batch_spec``.
+      frozen: arrays or shapes of the weights that nothing updates.
+    """
+    state = shapes(config, objective, batch)
+    traced = jax.make_jaxpr(lambda s, f, b: gradients(config, objective, s, f, b)[0])
+    whole = traced(state, frozen, batch).jaxpr
+    # Without what nobody reads, such as the gradient of the pixels.
+    needed, _ = partial_eval.dce_jaxpr(whole, [True] * len(whole.outvars))
+    found = matmuls(needed)
+    forward: Counter[str] = Counter()
+    backward: Counter[str] = Counter()
+    for scope, flops in found.items():
+        (backward if "transpose(" in scope else forward)[_component(scope)] += flops
+    return Flops(dict(forward), dict(backward))
+
+
+def _component(scope: str) -> str:
+    return next(name for name, pattern in COMPONENTS.items() if re.search(pattern, scope))
+
+
+def matmuls(program: Any, times: float = 1.0) -> Counter[str]:
+    """FLOPs of all matrix products of a jaxpr, by the scope that they stand in.
+
+    Raises:
+      NotImplementedError: a product stands in a loop whose length is not known.
+    """
+    found: Counter[str] = Counter()
+    for equation in program.eqns:
+        name, params = equation.primitive.name, equation.params
+        if name == "dot_general":
+            found[str(equation.source_info.name_stack)] += times * _product(equation)
+        inner = times * params["length"] if name == "scan" else times
+        for part in _programs(params):
+            below = matmuls(part, inner)
+            if name == "while" and below:
+                raise NotImplementedError("a matrix product in a loop of unknown length")
+            outer = str(equation.source_info.name_stack)
+            found.update({f"{outer}/{scope}": flops for scope, flops in below.items()})
+    return found
+
+
+def _product(equation: Any) -> float:
+    (contracted, _), _ = equation.params["dimension_numbers"]
+    left, out = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
+    return 2.0 * math.prod(out) * math.prod(left[i] for i in contracted)
+
+
+def _programs(params: dict[str, Any]) -> list[Any]:
+    """The jaxprs among the parameters of an operation."""
+    found = []
+    for value in params.values():
+        for item in value if isinstance(value, (tuple, list)) else (value,):
+            item = getattr(item, "jaxpr", item)
+            if hasattr(item, "eqns"):
+                found.append(item)
+    return found
