@@ -1,8 +1,9 @@
 """Batches whose content is a pure function of the step.
 
 Order: source -> seed -> shuffle -> repeat -> random transform -> [step * B :] -> [host :: hosts] ->
-batch -> iterate -> prefetch in workers. Nothing here has state to save: a run that is killed at any
-moment continues at its last checkpoint's step with the same batches, on any number of hosts and
+batch -> iterate -> prefetch in workers. Of a mixture, :mod:`jepa_vl.data.mixture` says which image
+stands where instead of shuffle and repeat. Nothing here has state to save: a run that is killed at
+any moment continues at its last checkpoint's step with the same batches, on any number of hosts and
 workers.
 """
 
@@ -15,6 +16,7 @@ import numpy as np
 
 from jepa_vl.config import Config, ConfigError, reads_text
 from jepa_vl.data import controls, masking, tokenizers, transforms, worker
+from jepa_vl.data.mixture import Mixture
 from jepa_vl.data.sources import Source
 from jepa_vl.methods import tower_files
 from jepa_vl.pretrained import fingerprint
@@ -84,14 +86,11 @@ class TrainStream:
             rule = f"a multiple of the number of hosts (host {host} of {hosts})"
             raise ConfigError("train.batch_size", batch_size, rule)
         worker.install()
-        elements = (
-            grain.MapDataset.range(len(source))
-            .seed(config.seed % 2**32)
-            .shuffle()
-            .repeat()
-            .map_with_index(_number)
-            .random_map(TrainElement(config, source))
-        )
+        if isinstance(source, Mixture):
+            order = grain.MapDataset.source(source.order(config.seed)).seed(config.seed)
+        else:
+            order = grain.MapDataset.range(len(source)).seed(config.seed).shuffle().repeat()
+        elements = order.map_with_index(_number).random_map(TrainElement(config, source))
         batches = elements[start_step * batch_size :][host::hosts]
         batches = batches.batch(batch_size // hosts, drop_remainder=True)
         if config.masks.mode == "reference":
