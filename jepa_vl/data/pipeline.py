@@ -17,7 +17,7 @@ import numpy as np
 from jepa_vl.config import Config, ConfigError, reads_text
 from jepa_vl.data import controls, masking, tokenizers, transforms, worker
 from jepa_vl.data.mixture import Mixture
-from jepa_vl.data.sources import Source
+from jepa_vl.data.sources import Record, Source
 from jepa_vl.methods import tower_files
 from jepa_vl.pretrained import fingerprint
 from jepa_vl.shapes import Array
@@ -37,14 +37,19 @@ class TrainElement:
     def __call__(self, element: dict[str, int], rng: np.random.Generator) -> Batch:
         """``element`` holds ``index`` in the source and ``position`` in the infinite order."""
         record = self.source[element["index"]]
-        crop = transforms.random_crop(
-            record["image"],
-            self.size,
-            self.data.crop_scale,
-            self.data.crop_ratio,
-            rng,
-            record["key"],
+        return self.complete(record, element, self.crop(record, rng), rng)
+
+    def crop(self, record: Record, rng: np.random.Generator) -> Array:
+        """The random crop of a record's image, uint8 [H, W, 3]."""
+        data, key = self.data, record["key"]
+        return transforms.random_crop(
+            record["image"], self.size, data.crop_scale, data.crop_ratio, rng, key
         )
+
+    def complete(
+        self, record: Record, element: dict[str, int], crop: Array, rng: np.random.Generator
+    ) -> Batch:
+        """A record's crop with masks, captions, label and numbers."""
         out = {"image": crop}
         if self.plan.mode == "production":
             out.update(masking.production_masks(self.plan, rng))
