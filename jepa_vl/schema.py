@@ -38,11 +38,14 @@ class DataConfig:
     kind: str = key(
         "shapes_world",
         "source: shapes_world (built in), tar (WebDataset), folder (captions.jsonl or .csv), "
-        "class_folder (a subfolder a class), parquet, tfds, or array_record (written by "
-        "`jepa-vl data convert`)",
+        "class_folder (a subfolder a class), parquet, tfds, array_record (written by "
+        "`jepa-vl data convert`), or a mixture of them",
     )
     path: str = key(
         "", "folder of the source, or one file of it; tfds: its data_dir; unused by shapes_world"
+    )
+    mixture: tuple = key(
+        (), "mixture: its sources, each KIND:PATH@WEIGHT; each batch holds a fixed count of each"
     )
     name: str = key("", "tfds: the dataset, as in coco_captions/2014:1.1.0; others: empty")
     split: str = key(
@@ -349,7 +352,8 @@ class EvalConfig:
     every: int = key(0, "steps between online kNN evaluations; 0: a quarter of the run")
     path: str = key(
         "",
-        "held-out source, same kind; empty: val beside a folder named train, else data.holdout",
+        "held-out source, same kind (mixture: of the first one's); empty: val beside a folder "
+        "named train, else data.holdout (mixture: of each source)",
     )
     split: str = key("", "held-out split, where data.split knows splits; empty: as for path")
     train_images: int = key(2000, "labelled training images that kNN searches")

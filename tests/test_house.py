@@ -25,7 +25,7 @@ LAW = {
     "pretrained": {"config"},
     "sharding": {"shapes", "tree", "schema", "config"},
     "models": {"shapes", "tree", "schema", "config", "pretrained", "sharding"},
-    "data": {"shapes", "schema", "methods", "config", "pretrained"},
+    "data": {"shapes", "schema", "methods", "kinds", "config", "pretrained"},
     "objectives": {"shapes", "tree", "schema", "config", "sharding", "models"},
     "evaluators": {"shapes", "tree", "schema", "config", "sharding", "models", "data"},
     "training": {"shapes", "tree", "schema", "config", "sharding", "models", "data", "objectives",

@@ -1,5 +1,6 @@
 """Configuration files and the values that the command line changes in them."""
 
+import ast
 import dataclasses
 import difflib
 import re
@@ -138,6 +139,8 @@ def _change(tree: ConfigDict, override: Override) -> ConfigDict:
         if kind is not bool:
             raise ConfigError(key, "", f"needs a value: --config.{key}=VALUE")
         text = "true"
+    if kind is tuple:
+        text = _quoted(text)
     values, argv = flags.FlagValues(), [f"--config.{key}={text}"]
     try:
         config_flags.DEFINE_config_dict("config", tree, flag_values=values, sys_argv=argv)
@@ -145,6 +148,16 @@ def _change(tree: ConfigDict, override: Override) -> ConfigDict:
     except (flags.Error, ValueError, TypeError, SyntaxError) as error:
         raise ConfigError(key, text, f"must be {kind.__name__}") from error
     return values.config
+
+
+def _quoted(text: str) -> str:
+    """Words between commas as the Python tuple that they stand for; other text as it is."""
+    try:
+        ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        if text[:1] not in ("(", "["):
+            return repr(tuple(word.strip() for word in text.split(",") if word.strip()))
+    return text
 
 
 def _unknown(key: str, leaves: list[str]) -> str:

@@ -37,6 +37,7 @@ def _as_they_are(config: Config) -> Config:
 def _resets(config: Config) -> list[str]:
     """Flags that take back what the configuration says of the source that was converted."""
     said = {
+        "data.mixture": config.data.mixture,
         "data.name": config.data.name,
         "data.split": config.data.split,
         "eval.path": config.eval.path,

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from jepa_vl.cli import configs
 from jepa_vl.cli.columns import columns
+from jepa_vl.cli.numbers import whole
 from jepa_vl.cli.train import writable
 from jepa_vl.config import Config, ConfigError, config_hash, one_of
 
@@ -34,8 +35,8 @@ def run(args: argparse.Namespace, overrides: Sequence[configs.Override]) -> int:
     workdir = Path(args.workdir).expanduser()
     if not workdir.is_dir():
         raise ConfigError("--workdir", args.workdir, "no such folder")
-    step = None if args.step is None else _whole("--step", args.step, 0)
-    layers = 1 if args.layers is None else _whole("--layers", args.layers, 1)
+    step = None if args.step is None else whole("--step", args.step, 0)
+    layers = 1 if args.layers is None else whole("--layers", args.layers, 1)
     branch = args.branch or BRANCHES[0]
     one_of("--branch", branch, BRANCHES)
     from jepa_vl.evaluators import REGISTRY
@@ -69,12 +70,6 @@ def run(args: argparse.Namespace, overrides: Sequence[configs.Override]) -> int:
     write_json(out, page)
     print(f"step {step}, {branch} encoder", *_table(results), out, sep="\n")
     return 0
-
-
-def _whole(option: str, text: str, least: int) -> int:
-    if not text.isdecimal() or int(text) < least:
-        raise ConfigError(option, text, f"a whole number, at least {least}")
-    return int(text)
 
 
 def _out(given: str | None, workdir: Path) -> Path | None:

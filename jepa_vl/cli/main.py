@@ -32,6 +32,10 @@ SHAPES = {  # what the option's value stands for, and its help
     "--name": ("NAMES", ""),
     "--layers": ("N", ""),
     "--floor": ("", ""),  # a switch
+    "--json": ("FILE", ""),
+    "--limit": ("N", ""),
+    "--hosts": ("N", ""),
+    "--step-seconds": ("X", ""),
 }
 
 
@@ -48,8 +52,8 @@ class Verb:
     ):
         """``overrides``: beginnings of the keys that --config.KEY=VALUE may change.
 
-        A verb that takes --config may change all of them. ``options``: names without dashes and
-        their help. Empty text: it must be given, and its help is the shared one.
+        A verb that takes --config may change all of them. ``options``: names (step_seconds is
+        --step-seconds) and their help. Empty text: it must be given; its help is the shared one.
         """
         self.summary, self.text, self.example, self.options = summary, text, example, options
         self.overrides = ("",) if "config" in options else overrides
@@ -77,6 +81,28 @@ VERBS = {
         config="",
         what="",
         out="folder of the pictures (default: preview)",
+    ),
+    "data check": Verb(
+        "count, measure and time a data set before a run",
+        "Reads every image as training would (or N of each part, evenly spread) and reports\n"
+        "sizes, captions and their lengths in tokens, duplicates, unreadable images by cause, and\n"
+        "how many images a second a worker of this machine prepares.\n\n" + OVERRIDES,
+        "jepa-vl data check --config configs/quickstart.py:data=tar --config.data.path=DIR "
+        "--step-seconds 0.2",
+        config="",
+        json="file to write the same numbers to",
+        limit="images looked at of each part (default: all)",
+        hosts="processes that share the batch (default: 1)",
+        step_seconds="time of a training step, seconds: tells how many workers it takes",
+    ),
+    "data show": Verb(
+        "a contact sheet of images, captions, labels and keys",
+        "Draws N training images, evenly spread, whole and upright, each with its key, its label\n"
+        "and what training may draw as its captions.\n\n" + OVERRIDES,
+        "jepa-vl data show --config configs/quickstart.py --out sheet.png --limit 12",
+        config="",
+        out="picture to write (PNG)",
+        limit="images shown (default: 12); of a mixture, as many of each source",
     ),
     "data embed": Verb(
         "compute the embeddings of all captions, once",
@@ -142,6 +168,10 @@ class _Parser(argparse.ArgumentParser):
         )
 
 
+def _flag(option: str) -> str:
+    return f"--{option.replace('_', '-')}"
+
+
 def _parser() -> _Parser:
     how = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
     example = "example:\n  "
@@ -158,9 +188,9 @@ def _parser() -> _Parser:
             name, help=verb.summary, description=verb.text, epilog=example + verb.example, **how
         )
         for option, text in verb.options.items():
-            shape, shared = SHAPES.get(f"--{option}", ("PATH", ""))
+            shape, shared = SHAPES.get(_flag(option), ("PATH", ""))
             kind: dict[str, Any] = {"metavar": shape} if shape else {"action": "store_true"}
-            sub.add_argument(f"--{option}", help=text or shared, **kind)
+            sub.add_argument(_flag(option), help=text or shared, **kind)
     return parser
 
 
@@ -175,7 +205,7 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[configs.Override]]
         )
     verb, options = VERBS[args.verb], VERBS[args.verb].options
     if unknown:
-        known = [f"--{name}" for name in options]
+        known = [_flag(name) for name in options]
         near = difflib.get_close_matches(unknown[0].partition("=")[0], known, n=1)
         hint = f"did you mean {near[0]}?" if near else f"{args.verb} takes {', '.join(known)}"
         raise ConfigError("argument", unknown[0], f"unknown; {hint}")
@@ -186,8 +216,8 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[configs.Override]]
             raise ConfigError("argument", f"--config.{override.key}", f"{args.verb} {rule}")
     for name, own in options.items():
         if not own and not getattr(args, name):
-            shape, text = SHAPES[f"--{name}"]
-            raise ConfigError(f"--{name}", getattr(args, name) or "", f"give {shape}: {text}")
+            shape, text = SHAPES[_flag(name)]
+            raise ConfigError(_flag(name), getattr(args, name) or "", f"give {shape}: {text}")
     return args, overrides
 
 

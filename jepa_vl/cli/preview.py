@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from jepa_vl.cli import configs, preview_masks
+from jepa_vl.cli import configs, preview_masks, shares
 from jepa_vl.cli.columns import columns
 from jepa_vl.cli.train import writable
 from jepa_vl.config import Config, config_hash, one_of, reads_text, to_dict
@@ -153,14 +153,19 @@ def _batch(config: Config, out: Path) -> None:
     with pipeline.make_batches(config, source, 0) as stream:
         batch = next(stream)
     print(f"the batch of step 0 from {source.name} ({len(source)} images)\n")
+    if mixed := shares.table(config, source):
+        print(*mixed, sep="\n", end="\n\n")
     rows = [(name, str(x.shape), str(x.dtype)) for name, x in batch.items()]
     print("\n".join(columns([("array", "shape", "type"), *rows])))
     reader = captions.build(config.text)
-    count = min(SHEET, len(batch["image"]))
+    # Spread over the batch, of which the sources of a mixture have different parts.
+    size = len(batch["image"])
+    picked = np.arange(min(SHEET, size)) * size // min(SHEET, size)
+    batch = {name: array[picked] for name, array in batch.items()}
     supply = controls.build(config, source)
     drawn = [
         _drawn(config, supply.texts(int(i), source[int(i)]["captions"]), batch, row)
-        for row, i in enumerate(batch["index"][:count])
+        for row, i in enumerate(batch["index"])
     ]
     for row, texts in enumerate(drawn[:IMAGES_SHOWN]):
         label = int(batch["label"][row])
@@ -173,7 +178,7 @@ def _batch(config: Config, out: Path) -> None:
             cut = captions.words(text)[last + 1 :]
             pieces = " ".join(token.piece for token in kept)
             print(f"  {text}\n    {pieces}" + (f"  (cut: {' '.join(cut)})" if cut else ""))
-    _write(out / "batch.png", figures.batch_sheet(batch["image"][:count], drawn))
+    _write(out / "batch.png", figures.batch_sheet(batch["image"], drawn))
 
 
 def _drawn(config: Config, texts: list[str], batch: dict[str, Array], row: int) -> list[str]:

@@ -191,6 +191,11 @@ class ArrayRecordSource(Catalogued):
         return ArrayRecordSource, (str(self.root), self.caption_keys, self.label_key, self.key)
 
     @property
+    def shards(self) -> list[Path]:
+        """The files."""
+        return self._shards.files
+
+    @property
     def name(self) -> str:
         """Kind and last components of the path."""
         return "array_record/" + "/".join(self.root.parts[-2:])

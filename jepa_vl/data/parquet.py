@@ -71,6 +71,11 @@ class ParquetSource(Catalogued):
         return ParquetSource, self._args  # a worker loads the index; it may be large
 
     @property
+    def shards(self) -> list[Path]:
+        """The files."""
+        return self.files
+
+    @property
     def name(self) -> str:
         """Kind, last components of the path, and the split."""
         return "parquet/" + "/".join([*self.root.parts[-2:], *filter(None, [self.split])])

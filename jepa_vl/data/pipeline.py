@@ -1,8 +1,9 @@
 """Batches whose content is a pure function of the step.
 
 Order: source -> seed -> shuffle -> repeat -> random transform -> [step * B :] -> [host :: hosts] ->
-batch -> iterate -> prefetch in workers. Nothing here has state to save: a run that is killed at any
-moment continues at its last checkpoint's step with the same batches, on any number of hosts and
+batch -> iterate -> prefetch in workers. Of a mixture, :mod:`jepa_vl.data.mixture` says which image
+stands where instead of shuffle and repeat. Nothing here has state to save: a run that is killed at
+any moment continues at its last checkpoint's step with the same batches, on any number of hosts and
 workers.
 """
 
@@ -15,6 +16,7 @@ import numpy as np
 
 from jepa_vl.config import Config, ConfigError, reads_text
 from jepa_vl.data import controls, faults, masking, tokenizers, transforms, turbo, worker
+from jepa_vl.data.mixture import Mixture
 from jepa_vl.data.sources import Record, Source
 from jepa_vl.methods import tower_files
 from jepa_vl.pretrained import fingerprint
@@ -62,17 +64,33 @@ class TrainElement:
         """
         with faults.reading():
             record = self.source[index]
-        faults.check_image(record["image"], self.data.max_pixels, record["key"])
+        return self.complete(index, record, self.crop(record, rng), rng)
+
+    def crop(self, record: Record, rng: np.random.Generator) -> Array:
+        """The random crop of a record's image, uint8 [H, W, 3].
+
+        Raises:
+          BadSample: it cannot be decoded, or has too many pixels.
+        """
+        data, key = self.data, record["key"]
+        faults.check_image(record["image"], data.max_pixels, key)
         with faults.decoding():
-            crop = transforms.random_crop(
+            return transforms.random_crop(
                 record["image"],
                 self.size,
-                self.data.crop_scale,
-                self.data.crop_ratio,
+                data.crop_scale,
+                data.crop_ratio,
                 rng,
-                record["key"],
-                self.data.decoder,
+                key,
+                data.decoder,
             )
+
+    def complete(self, index: int, record: Record, crop: Array, rng: np.random.Generator) -> Batch:
+        """A record's crop with masks, captions, label and index.
+
+        Raises:
+          BadSample: it has no caption, where captions are needed.
+        """
         out = {"image": crop}
         if self.plan.mode == "production":
             out.update(masking.production_masks(self.plan, rng))
@@ -123,14 +141,12 @@ class TrainStream:
             raise ConfigError("train.batch_size", batch_size, rule)
         worker.install()
         self.log, self._name = log or faults.Log(data.max_bad_share), source.name
-        elements = (
-            grain.MapDataset.range(len(source))
-            .seed(config.seed % 2**32)
-            .shuffle()
-            .repeat()
-            .map_with_index(_number)
-            .random_map(TrainElement(config, source))
-        )
+        seed = config.seed % 2**32
+        if isinstance(source, Mixture):
+            order = grain.MapDataset.source(source.order(config.seed)).seed(seed)
+        else:
+            order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
+        elements = order.map_with_index(_number).random_map(TrainElement(config, source))
         batches = elements[start_step * batch_size :][host::hosts]
         batches = batches.batch(batch_size // hosts, drop_remainder=True)
         if config.masks.mode == "reference":

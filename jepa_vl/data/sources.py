@@ -1,5 +1,6 @@
 """Where images and captions come from: the protocol, and the split into two parts."""
 
+import dataclasses
 import hashlib
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -7,14 +8,16 @@ from typing import Any, Protocol
 import numpy as np
 
 from jepa_vl.config import Config, ConfigError, one_of, reads_text
-from jepa_vl.data import storage
+from jepa_vl.data import mixture, storage
 from jepa_vl.data.records import class_names
 from jepa_vl.data.registry import SOURCES as SOURCES
 from jepa_vl.data.registry import Place as Place
 from jepa_vl.data.sidecar import CaptionsFile, Joined
+from jepa_vl.kinds import KINDS, MIXTURE, Portion, batch_counts, read_mixture
 from jepa_vl.shapes import Array
 
 NO_LABEL = -1
+MIXED_ORDER = 0x68656C64  # of a mixture's held-out images: whatever the seed, as they are the data
 
 # image: uint8 [H, W, 3] or encoded bytes; captions: list[str]; label: int, -1 for none; key: str
 Record = dict[str, Any]
@@ -142,17 +145,20 @@ def _open_parts(config: Config) -> tuple[Source, Source]:
 
     Held out is, in this order: ``eval.path`` and ``eval.split``; ``val`` beside a ``data.path``
     whose last component is ``train``; a share ``data.holdout`` of the images, by the hash of their
-    keys. Where the objective reads captions, those of ``data.captions_file`` are joined to both.
+    keys. Of a mixture it is ``eval.path``, else what each source alone would hold out, in one fixed
+    mixed order. Where the objective reads captions, those of ``data.captions_file`` are joined to
+    both.
 
     Raises:
       ConfigError: names ``data.*`` or ``eval.*``, the path and what is wrong there.
     """
     data = config.data
-    one_of("data.kind", data.kind, SOURCES)
     added = None
     if data.captions_file and data.caption_pool != "raw" and reads_text(config):
         added = CaptionsFile(data.captions_file)
-    train, *others = [_open(config, place, added) for place in places(config)]
+    if data.kind == MIXTURE:
+        return _open_mixture(config, added)
+    train, *others = [_join(part, config, added) for part in _open_places(config)]
     if reads_text(config):
         _check_captions(config, train)
     if not others:
@@ -163,8 +169,58 @@ def _open_parts(config: Config) -> tuple[Source, Source]:
     return _relabel(train, classes), _relabel(others[0], classes)
 
 
-def _open(config: Config, place: Place, added: CaptionsFile | None) -> Source:
-    source = SOURCES[config.data.kind](config, place)
+def _open_places(config: Config) -> list[Source]:
+    """The training source and, where it lies apart, the held-out one."""
+    one_of("data.kind", config.data.kind, SOURCES)
+    return [SOURCES[config.data.kind](config, place) for place in places(config)]
+
+
+def _open_mixture(config: Config, added: CaptionsFile | None) -> tuple[Source, Source]:
+    data, portions = config.data, read_mixture(config.data.mixture)
+    alone = [_alone(config, portion) for portion in portions]
+    opened = [_open_places(single) for single in alone]
+    if reads_text(config) and added is None:
+        for single, parts in zip(alone, opened, strict=True):
+            if single.data.kind != "class_folder":  # the one kind that never has captions
+                _check_captions(single, parts[0])
+    if config.eval.path:
+        trains, held_out = [parts[0] for parts in opened], [_open_eval(alone[0], config)]
+    else:
+        pairs = [p if len(p) > 1 else split_source(p[0], data.holdout) for p in opened]
+        trains, held_out = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    names = mixture.short_names(portions)
+    classes = class_names([name for part in (*trains, *held_out) for name in part.classes])
+    prefix = mixture.share_keys(trains) or mixture.share_keys([*held_out])
+    chains = [
+        mixture.Chain([_relabel(part, classes) for part in parts], names[: len(parts)], prefix)
+        for parts in (trains, held_out)
+    ]
+    train, held = [_join(chain, config, added) for chain in chains]
+    if isinstance(train, Joined):
+        _check_captions(config, train)
+    # Whoever takes the first held-out images takes some of each source.
+    order = np.random.default_rng(MIXED_ORDER).permutation(len(held))
+    counts = batch_counts(portions, config.train.batch_size)
+    return mixture.Mixture(train, chains[0].lengths, counts, names), Subset(held, order, "held-out")
+
+
+def _alone(config: Config, portion: Portion) -> Config:
+    """The configuration of one source of a mixture, as if there were no other."""
+    reads = KINDS[portion.kind]
+    change: dict[str, Any] = {"kind": portion.kind, "path": portion.path, "mixture": ()}
+    change |= {key: "" for key in ("name", "split") if key not in reads}
+    data = dataclasses.replace(config.data, **change)
+    split = config.eval.split if "split" in reads and not config.eval.path else ""
+    evaluation = dataclasses.replace(config.eval, path="", split=split)
+    return dataclasses.replace(config, data=data, eval=evaluation)
+
+
+def _open_eval(first: Config, config: Config) -> Source:
+    place = Place(config.eval.path, "eval.path", config.eval.split, "val")
+    return SOURCES[first.data.kind](first, place)
+
+
+def _join(source: Source, config: Config, added: CaptionsFile | None) -> Source:
     return source if added is None else Joined(source, added, config.data.caption_pool)
 
 

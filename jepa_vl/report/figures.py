@@ -232,19 +232,36 @@ def neighbours(
 
 
 def batch_sheet(images: Array, captions: list[list[str]]) -> Figure:
-    """A contact sheet: each image with its captions beneath.
+    """A contact sheet of a batch: each image with its captions beneath.
 
     Args:
       images: [R, H, W, 3] uint8.
       captions: R lists of N captions; of each, three lines are shown.
     """
+    title = f"images of a batch ({len(images)}), each with its captions"
+    return contact_sheet(images, [], captions, title)
+
+
+def contact_sheet(
+    images: Array, titles: list[tuple[str, ...]], captions: list[list[str]], title: str
+) -> Figure:
+    """Images with their captions beneath and, where given, some lines above.
+
+    Args:
+      images: [R, H, W, 3] uint8.
+      titles: R tuples of lines, or none.
+      captions: R lists of N captions; of each, three lines are shown.
+      title: of the figure.
+    """
     count = check_shape("images", images, "R H W 3")["R"]
     texts = ["\n".join(report.wrap("- " + text, 36, lines=3) for text in of) for of in captions]
     lines = max((text.count("\n") + 1 for text in texts), default=0)
-    fig, axes = report.panels(count, 4, 2.6, 2.5 + 0.15 * lines)
+    above = max(map(len, titles), default=0)
+    fig, axes = report.panels(count, 4, 2.6, 2.5 + 0.15 * (lines + above))
     for ax, image, text in zip(axes, images, texts, strict=True):
         report.show(ax, image)
         ax.set_xlabel(text, ha="left", x=0.0, **SMALL)
-    title = f"images of a batch ({count}), each with its captions"
+    for ax, of in zip(axes, titles, strict=False):
+        ax.set_title("\n".join(report.wrap(line, 36) for line in of), loc="left", **SMALL)
     fig.suptitle(report.wrap(title, 28 * max(1, min(4, count)), lines=2), **TITLE)
     return fig
