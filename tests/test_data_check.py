@@ -88,6 +88,16 @@ def test_token_lengths_are_whole_and_the_share_that_is_cut_is_right(tmp_path, ca
     assert re.search(r"^25-40 +1 +#+ +cut$", text, re.M)
 
 
+def test_what_the_index_had_to_leave_out_is_told(tmp_path, capsys):
+    image_sets.write_tar(tmp_path / "d/train", some(6))
+    image_sets.write_tar(tmp_path / "d/val", some(2, "v"))
+    shard = next((tmp_path / "d/train").glob("*.tar"))
+    shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])  # as by a broken copy
+    text, page = check(capsys, tmp_path, *words_for(tmp_path / "d/train", "tar"))
+    assert page["left_out"] and 0 < page["groups"]["train"]["images"] < 6
+    assert "left out of the index" in text and shard.name in text
+
+
 def test_a_limit_looks_at_a_fixed_even_spread_and_states_its_share(tmp_path, capsys):
     image_sets.write_tar(tmp_path / "d/train", some(40))
     image_sets.write_tar(tmp_path / "d/val", some(5, "v"))

@@ -32,7 +32,7 @@ def run(args: argparse.Namespace, overrides: Sequence[configs.Override]) -> int:
         raise ConfigError("--hosts", args.hosts, rule)
     step = None if args.step_seconds is None else positive("--step-seconds", args.step_seconds)
     out = None if args.json is None else _file("--json", args.json)
-    from jepa_vl.data import sources, survey
+    from jepa_vl.data import faults, sources, survey
 
     train, held_out = sources.open_sources(config)
     surveys = {
@@ -46,6 +46,7 @@ def run(args: argparse.Namespace, overrides: Sequence[configs.Override]) -> int:
         "fingerprint": train.fingerprint,
         "mixture": shares.measures(config, train),
         "groups": {name: found.summary() for name, found in surveys.items()},
+        "left_out": [fault.message for fault in faults.left_out(train)],
         "in_common": survey.overlaps(surveys),
         "shards": survey.shards(train),
         "hosts": hosts,
@@ -106,6 +107,9 @@ def _warnings(config: Config, page: dict[str, Any]) -> list[str]:
             share = tokens["cut"] / group["captions"]
             found.append(f"{name}: {share:.1%} of the captions are cut at text.words = "
                          f"{config.text.words}")  # fmt: skip
+    if page["left_out"]:
+        count, first = len(page["left_out"]), page["left_out"][0]
+        found.append(f"{count:,} damaged samples are left out of the index, first: {first}")
     for pair in page["in_common"]:
         both, keys = " and ".join(pair["groups"]), " = ".join(pair["example"])
         found.append(f"{both} have {pair['images']:,} images in common ({keys})")

@@ -5,6 +5,7 @@ import functools
 import hashlib
 import io
 import itertools
+import re
 import time
 from array import array
 from collections import Counter
@@ -26,6 +27,7 @@ EXAMPLES = 3  # keys named of each finding
 FEW_WORDS = 2  # captions of fewer say next to nothing
 WHOLE = 1 << 20  # tokens: no caption is cut
 HALF_BINS = 8  # of the histogram of token lengths, up to text.words
+_DECODER = re.compile(r"\(\d+ bytes; (.*)\)$")  # what transforms says of a damaged image
 STEPS = ("read", "crop", "rest")  # of preparing an image: what is timed
 
 
@@ -266,4 +268,7 @@ def _header(image: bytes | Array) -> tuple[str, int, int, bytes]:
 
 
 def _cause(error: ConfigError) -> str:
-    return error.cause if isinstance(error, faults.BadSample) else "other"
+    """Why a record is unreadable, without what names this one record."""
+    damaged = _DECODER.search(error.rule)
+    text = damaged.group(1) if damaged else re.split(r" ?[(:;]", error.rule)[0]
+    return re.sub(r"'[^']*'", "...", re.sub(r"\d+", "N", text))

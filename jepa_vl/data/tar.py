@@ -71,6 +71,11 @@ class TarSource:
         return self.index.json_keys
 
     @property
+    def shards(self) -> Sequence[str]:
+        """Names of the tar files."""
+        return self.index.shards
+
+    @property
     def faults(self) -> tuple[Fault, ...]:
         """What the index left out."""
         return self.index.faults
