@@ -176,7 +176,7 @@ def test_bad_arguments_of_a_config_file_are_refused(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("argv", "part"),
     [
-        ([], "one of train, preview, data embed, data convert, data index, eval, report"),
+        ([], f"one of {', '.join(VERBS)}"),
         (["fly"], "invalid choice"),
         (["train", "--workdir", "x"], "--config = '': give FILE"),
         (["train", "--config", TINY], "--workdir = '': give DIR"),

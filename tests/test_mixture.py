@@ -279,3 +279,13 @@ def test_preview_shows_what_a_batch_holds_of_each_source(tmp_path, two, capsys):
     out = capsys.readouterr().out
     assert re.search(r"^small +10 +2 +4\.00$", out, re.M)
     assert "mixture (6 of big, 2 of small)" in out
+
+
+def test_a_mixture_can_be_converted_and_then_is_one_source(tmp_path, two, capsys):
+    data = ["--config.data.kind=mixture", f"--config.data.mixture={','.join(two)}"]
+    assert main(["data", "convert", "--config", TINY, *data, "--out", str(tmp_path / "out")]) == 0
+    flags = capsys.readouterr().out.strip().splitlines()[-1].split()
+    after = configs.load(TINY, configs.take_overrides([*data, *flags])[1])
+    assert (after.data.kind, after.data.mixture) == ("array_record", ())
+    before = [sorted(part.keys) for part in sources.open_sources(mixed(two))]
+    assert [sorted(part.keys) for part in sources.open_sources(after)] == before
