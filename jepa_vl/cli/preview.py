@@ -104,7 +104,7 @@ def _flops(config: Config, out: Path) -> None:
     found = flops.count(config, objective, batch, objective.load_frozen())
     images = config.train.batch_size
     names = [*found.forward, *(name for name in found.backward if name not in found.forward)]
-    parts = [(n, found.forward.get(n, 0.0), found.backward.get(n, 0.0)) for n in names]
+    parts = [(n, found.forward.get(n, 0), found.backward.get(n, 0)) for n in names]
     parts += [("total", sum(found.forward.values()), sum(found.backward.values()))]
     rows = [
         (name, *(f"{x / images / 1e9:,.4f}" for x in (f, b, f + b)), f"{(f + b) / found.total:.1%}")

@@ -41,15 +41,15 @@ class Flops(NamedTuple):
       backward: by component, 0 for what is not trained.
     """
 
-    forward: dict[str, float]
-    backward: dict[str, float]
+    forward: dict[str, int]
+    backward: dict[str, int]
 
     @property
-    def total(self) -> float:
+    def total(self) -> int:
         """All of them."""
         return sum(self.forward.values()) + sum(self.backward.values())
 
-    def by_component(self) -> dict[str, float]:
+    def by_component(self) -> dict[str, int]:
         """Both directions together: ``target_forward``, ``encoder_forward``, and so on."""
         parts = {"forward": self.forward, "backward": self.backward}
         return {f"{c}_{way}": part[c] for way, part in parts.items() for c in part if part[c]}
@@ -81,7 +81,7 @@ def _component(scope: str) -> str:
     return next(name for name, pattern in COMPONENTS.items() if re.search(pattern, scope))
 
 
-def matmuls(program: Any, times: float = 1.0) -> Counter[str]:
+def matmuls(program: Any, times: int = 1) -> Counter[str]:
     """FLOPs of all matrix products of a jaxpr, by the scope that they stand in.
 
     Raises:
@@ -102,10 +102,10 @@ def matmuls(program: Any, times: float = 1.0) -> Counter[str]:
     return found
 
 
-def _product(equation: Any) -> float:
+def _product(equation: Any) -> int:
     (contracted, _), _ = equation.params["dimension_numbers"]
     left, out = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
-    return 2.0 * math.prod(out) * math.prod(left[i] for i in contracted)
+    return 2 * math.prod(out) * math.prod(left[i] for i in contracted)
 
 
 def _programs(params: dict[str, Any]) -> list[Any]:
