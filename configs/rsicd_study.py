@@ -27,7 +27,7 @@ ARMS: dict[str, dict] = {
     "empty": {"data.captions": "empty"},
     "random": {"data.captions": "random"},
     # What the recipe adds to TC-JEPA.
-    "published": {"loss.contrast": 0.0, "text.dropout": 0.0, "loss.regulariser": "centred"},
+    "published": {"loss.contrast": 0.0, "text.dropout": 0.0, "loss.regulariser": "paper"},
     "no_contrast": {"loss.contrast": 0.0},
     "no_dropout": {"text.dropout": 0.0},
     # The regulariser on similarities.

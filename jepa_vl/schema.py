@@ -241,7 +241,7 @@ class LossConfig:
         "(contrastive); empty: the objective's",
     )
     target_norm: str = key("layer_norm", "of the features to predict: layer_norm or none")
-    regulariser: str = key("paper", "on word-to-patch similarities: paper, centred, entropy or off")
+    regulariser: str = key("off", "on word-to-patch similarities: off, paper, centred or entropy")
     sparse: float = key(0.1, "lambda, weight of L_sparse")
     consistency: float = key(0.5, "beta, weight of L_consistency")
     contrast: float = key(

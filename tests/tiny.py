@@ -16,6 +16,7 @@ def tiny_config(**overrides) -> ConfigDict:
     c.encoder.width, c.encoder.depth, c.encoder.heads = 32, 1, 2
     c.predictor.width, c.predictor.depth, c.predictor.heads = 16, 2, 2
     c.conditioner.mlp_ratio = 2.0
+    c.loss.regulariser = "paper"
     c.frozen.image, c.contrastive.width = "random", 16
     c.tijepa.variant, c.tijepa.depth, c.tijepa.heads = "", 1, 2
     c.text.captions, c.text.words, c.text.vocabulary = 2, 12, 512

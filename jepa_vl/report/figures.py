@@ -257,7 +257,7 @@ def contact_sheet(
     texts = ["\n".join(report.wrap("- " + text, 36, lines=3) for text in of) for of in captions]
     lines = max((text.count("\n") + 1 for text in texts), default=0)
     above = max(map(len, titles), default=0)
-    fig, axes = report.panels(count, 4, 2.6, 2.5 + 0.15 * (lines + above))
+    fig, axes = report.panels(count, 4, 2.6, 2.9 + 0.16 * (lines + above))
     for ax, image, text in zip(axes, images, texts, strict=True):
         report.show(ax, image)
         ax.set_xlabel(text, ha="left", x=0.0, **SMALL)
