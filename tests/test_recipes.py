@@ -20,7 +20,13 @@ from jepa_vl.training.step import make_step
 ROOT = Path(__file__).resolve().parents[1] / "configs"
 RECIPES = {
     "quickstart": ("data=shapes_world", "data=tar", "data=folder"),
-    "rsicd_study": ("arm=own", "arm=ijepa_smooth_l1", "arm=entropy", "arm=adaln", "arm=parity_masks"),
+    "rsicd_study": (
+        "arm=own",
+        "arm=ijepa_smooth_l1",
+        "arm=entropy",
+        "arm=adaln",
+        "arm=parity_masks",
+    ),
     "ijepa_in1k": ("size=B", "size=L", "size=H14", "size=H16_448"),
     "ijepa_in22k": ("size=H14", "size=g16"),
     "tcjepa_in1k": ("size=B", "size=L", "size=H14"),

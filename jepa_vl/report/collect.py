@@ -14,8 +14,8 @@ from jepa_vl.training import metrics
 
 CURVES = {
     "loss and its parts": [
-        "loss", "loss/predict", "loss/sparse", "loss/consistency", "loss/text_to_image",
-        "loss/image_to_text",
+        "loss", "loss/predict", "loss/sparse", "loss/consistency", "loss/contrast",
+        "loss/text_to_image", "loss/image_to_text",
     ],
     "kNN accuracy, held out": ["knn/target", "knn/untrained", "knn/pixels"],
     "text gain": ["text_gain"],

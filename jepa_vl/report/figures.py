@@ -168,7 +168,10 @@ def word_maps(
     """
     count = check_shape("maps", maps, "S G G", S=len(words))["S"]
     maps, grey = np.asarray(maps, np.float32), np.asarray(image).mean(-1) / 255.0
-    scale = Normalize(0.0, float(maps.max(initial=0.0)) or 1.0)
+    looking = maps[maps.any(axis=(1, 2))]
+    # From the least value: where all similarities are high, their differences still show.
+    low, high = (float(looking.min()), float(looking.max())) if len(looking) else (0.0, 1.0)
+    scale = Normalize(low if low < high else 0.0, high)
     fig, axes = report.panels(1 + count, min(columns, 1 + count), 1.4, 1.75, extra=0.9)
     fig.suptitle(report.wrap(title, 15 * min(columns, 1 + count), lines=4), **TITLE)
     report.show(axes[0], image)
@@ -184,7 +187,7 @@ def word_maps(
             continue
         over: dict[str, Any] = {"cmap": "magma", "norm": scale, "interpolation": "bilinear"}
         over["extent"] = (-0.5, width - 0.5, height - 0.5, -0.5)
-        ax.imshow(maps[s], alpha=0.35 + 0.5 * np.clip(maps[s] / scale.vmax, 0, 1), **over)
+        ax.imshow(maps[s], alpha=0.35 + 0.5 * np.clip(scale(maps[s]), 0, 1), **over)
         if boxes and (box := boxes[s]):
             place = (box[0] - 0.5, box[1] - 0.5), box[2] - box[0], box[3] - box[1]
             ax.add_patch(Rectangle(*place, fill=False, ec="black", lw=2.4))

@@ -20,8 +20,8 @@ KINDS = ("colour", "shape", "texture", "size")
 HOW = """\
 For each word the similarity O of TC-JEPA (cosine of patch query and word key, negative ones cut) \
 at every patch, averaged over all layers of the predictor and over {draws} random masks that \
-together cover the image. All words of a caption share one scale: a word that nothing attends to \
-stays dark."""
+together cover the image. All words of a caption share one scale, from their least value to their \
+greatest: what a word fits worse than others do stays dark."""
 BOXES = " The dashed box is where the object is that the word names."
 GAME = """\
 Does the brightest patch of a word's map lie on the object that the word names? A share of the \
