@@ -31,6 +31,7 @@ setup(
         "flax>=0.12.8,<0.13",
         "fsspec>=2026.9.0,<2028",
         "grain>=0.2.18,<0.3",
+        "importlib_resources>=7.1,<8",  # tensorflow-datasets imports it and does not declare it
         "jax>=0.10.2,<0.11",
         "matplotlib>=3.11,<4",
         "ml_collections>=1.1.0,<2",
