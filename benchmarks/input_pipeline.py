@@ -122,7 +122,7 @@ class TorchImages:
     """A map-style dataset of as many images as are asked for."""
 
     def __init__(self, source: sources.Source, size: int, dtype: str):
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]
 
         self.source, self.size, self.dtype = source, size, dtype
         self.mean, self.std = (torch.tensor(v)[:, None, None] for v in (MEAN, STD))
@@ -131,7 +131,7 @@ class TorchImages:
         return 2**40
 
     def __getitem__(self, index: int) -> Any:
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]
 
         pixels = np.array(plain_crop(self.source, index, self.size))
         tensor = torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
@@ -144,7 +144,7 @@ def torch_loader(args: argparse.Namespace, size: int, dtype: str) -> Callable[[]
     """Arm: torch.utils.data.DataLoader in index order."""
 
     def run() -> measure.Sample:
-        from torch.utils.data import DataLoader
+        from torch.utils.data import DataLoader  # pyright: ignore[reportMissingImports]
 
         source = sources.open_sources(make_config(args, size))[0]
         data: Any = TorchImages(source, size, dtype)
