@@ -213,12 +213,8 @@ class ArrayRecordSource(Catalogued):
         place = int(index) - (int(self._ends[shard - 1]) if shard else 0)
         where = self._shards.where(shard, place)
         header, image = decode(self._shards.read(shard, [place])[0], self.key, where)
-        return {
-            "image": image,
-            "captions": read_captions(header, self.caption_keys, self.key, where),
-            "label": int(self.labels[index]),
-            "key": str(self.keys[index]),
-        }
+        captions = read_captions(header, self.caption_keys, self.key, where)
+        return self._record(index, image, captions)
 
     def _scan(self) -> Arrays:
         return self._shards.scan(self.caption_keys, self.label_key)

@@ -2,8 +2,6 @@
 
 import contextlib
 import hashlib
-import os
-import tempfile
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from jepa_vl.config import ConfigError
-from jepa_vl.data.files import cache_folder
+from jepa_vl.data.files import cache_folder, write_whole
 from jepa_vl.data.records import leaf_names, number_labels, read_captions, read_label
 from jepa_vl.shapes import Array
 
@@ -86,6 +84,11 @@ class Catalogued:
         digest = hashlib.sha256(repr(identity).encode())
         digest.update("\n".join(self.keys.tolist()).encode())
         self.fingerprint = digest.hexdigest()[:16]
+
+    def _record(self, index: int, image: bytes, captions: list[str]) -> dict[str, Any]:
+        """A record, with the label and key that the catalogue knows."""
+        label, key = int(self.labels[index]), str(self.keys[index])
+        return {"image": image, "captions": captions, "label": label, "key": key}
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -162,17 +165,9 @@ def load(path: Path) -> Arrays | None:
 
 
 def store(path: Path, arrays: Arrays) -> None:
-    """Writes to a file of its own, then renames: other writers and readers see all or nothing.
+    """Writes arrays in one piece.
 
     Raises:
       OSError: the folder cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fd, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    try:
-        with os.fdopen(fd, "wb") as file:
-            np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
-        os.replace(temporary, path)
-    except OSError:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_whole(path, lambda file: np.savez(file, **arrays))  # pyright: ignore[reportArgumentType]

@@ -56,13 +56,8 @@ class ClassFolderSource(Catalogued):
         Raises:
           ConfigError: the image cannot be read.
         """
-        name = str(self.keys[index])
-        return {
-            "image": files.read_bytes(self.root / name, self.key),
-            "captions": [],
-            "label": int(self.labels[index]),
-            "key": name,
-        }
+        image = files.read_bytes(self.root / str(self.keys[index]), self.key)
+        return self._record(index, image, [])
 
 
 def _images(folder: Path) -> list[str]:

@@ -8,14 +8,12 @@ number of hosts and workers.
 import collections
 import contextlib
 import dataclasses
-import io
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from jepa_vl.config import ConfigError
 from jepa_vl.shapes import Array
@@ -84,56 +82,18 @@ def reading() -> Iterator[None]:
     except BadSample:
         raise
     except ConfigError as error:
-        cause = _system_cause(error.__cause__)
+        cause = system_cause(error.__cause__)
         raise BadSample(cause, error.key, error.value, error.rule) from error
     except OSError as error:
         name, rule = error.filename or "", f"cannot be read: {error.strerror or error}"
-        raise BadSample(_system_cause(error), "data.path", name, rule) from error
+        raise BadSample(system_cause(error), "data.path", name, rule) from error
 
 
-@contextlib.contextmanager
-def decoding() -> Iterator[None]:
-    """What the transforms raise is about the bytes of one image: a BadSample."""
-    try:
-        yield
-    except BadSample:
-        raise
-    except ConfigError as error:
-        raise BadSample("image", error.key, error.value, error.rule) from error
-
-
-def _system_cause(error: BaseException | None) -> str:
+def system_cause(error: BaseException | None) -> str:
+    """Why the system could not read: one of CAUSES."""
     if isinstance(error, FileNotFoundError):
         return "vanished"
     return "disk" if isinstance(error, OSError) else "other"
-
-
-def check_image(image: bytes | Array, most: int, key: str) -> None:
-    """Refuses an image before it is decoded.
-
-    Args:
-      image: encoded bytes, of which the header alone is read, or an array.
-      most: pixels that an image may have.
-      key: of the sample.
-
-    Raises:
-      BadSample: no bytes, no image, or too many pixels.
-    """
-    if isinstance(image, np.ndarray):
-        size = image.shape[1], image.shape[0]
-    elif not image:
-        raise BadSample("empty", "data.path", key, "the image of this record has no bytes")
-    else:
-        try:
-            size = Image.open(io.BytesIO(image)).size
-        except Image.DecompressionBombError as error:
-            raise BadSample("pixels", "data.path", key, f"{error}") from error
-        except Exception as error:  # damaged headers make Pillow's readers raise almost anything
-            rule = f"no image can be recognised in {len(image)} bytes ({type(error).__name__})"
-            raise BadSample("image", "data.path", key, rule) from error
-    if size[0] * size[1] > most:
-        rule = f"{size[0]} x {size[1]} pixels are more than data.max_pixels = {most}"
-        raise BadSample("pixels", "data.path", key, rule)
 
 
 def candidates(index: int, size: int) -> Iterator[int]:

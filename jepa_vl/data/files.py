@@ -1,8 +1,10 @@
 """Files that the user names: found, checked to lie inside their folder, read whole."""
 
 import os
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 from jepa_vl.config import ConfigError
 
@@ -11,6 +13,23 @@ def cache_folder() -> Path:
     """$JEPA_VL_CACHE, or a folder in the user's cache."""
     given = os.environ.get("JEPA_VL_CACHE")
     return Path(given).expanduser() if given else Path.home() / ".cache" / "jepa_vl"
+
+
+def write_whole(path: Path, fill: Callable[[IO[bytes]], object]) -> None:
+    """Writes to a file of its own, then renames: other writers and readers see all or nothing.
+
+    Raises:
+      OSError: the folder cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fd, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+    try:
+        with os.fdopen(fd, "wb") as file:
+            fill(file)
+        os.replace(temporary, path)
+    except OSError:
+        Path(temporary).unlink(missing_ok=True)
+        raise
 
 
 def find_files(root: Path, suffix: str, key: str, prefix: str = "") -> list[Path]:

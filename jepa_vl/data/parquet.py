@@ -99,12 +99,8 @@ class ParquetSource(Catalogued):
             item = _read_group(file, group, self._wanted[file]).slice(row, 1).to_pylist()[0]
         except (OSError, ValueError) as error:  # Arrow's errors are kinds of these
             raise ConfigError(self.key, where, f"cannot be read: {first_line(error)}") from error
-        return {
-            "image": self._image(item, where),
-            "captions": read_captions(item, self.caption_keys, self.key, where),
-            "label": int(self.labels[index]),
-            "key": str(self.keys[index]),
-        }
+        image = self._image(item, where)
+        return self._record(index, image, read_captions(item, self.caption_keys, self.key, where))
 
     def _image(self, item: dict[str, Any], where: str) -> bytes:
         value = lookup(item, next(name for name in self.image_keys if name in item))

@@ -72,18 +72,17 @@ class TrainElement:
         Raises:
           BadSample: it cannot be decoded, or has too many pixels.
         """
-        data, key = self.data, record["key"]
-        faults.check_image(record["image"], data.max_pixels, key)
-        with faults.decoding():
-            return transforms.random_crop(
-                record["image"],
-                self.size,
-                data.crop_scale,
-                data.crop_ratio,
-                rng,
-                key,
-                data.decoder,
-            )
+        data = self.data
+        return transforms.random_crop(
+            record["image"],
+            self.size,
+            data.crop_scale,
+            data.crop_ratio,
+            rng,
+            record["key"],
+            data.decoder,
+            data.max_pixels,
+        )
 
     def complete(self, index: int, record: Record, crop: Array, rng: np.random.Generator) -> Batch:
         """A record's crop with masks, captions, label and index.
@@ -289,10 +288,8 @@ def centred(config: Config, source: Source, index: int) -> tuple[Record, Array]:
     """
     with faults.reading():
         record = source[index]
-    faults.check_image(record["image"], config.data.max_pixels, record["key"])
-    with faults.decoding():
-        size = config.encoder.image_size
-        return record, transforms.centre_crop(record["image"], size, record["key"])
+    size, most = config.encoder.image_size, config.data.max_pixels
+    return record, transforms.centre_crop(record["image"], size, record["key"], most)
 
 
 def describe(config: Config, source: Source) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from typing import Any
 
 from jepa_vl.config import ConfigError
 from jepa_vl.data import storage
-from jepa_vl.data.faults import BadSample, Fault
+from jepa_vl.data.faults import BadSample, Fault, system_cause
 from jepa_vl.data.records import parse_object, read_captions
 from jepa_vl.data.tar_index import Keys, open_index
 from jepa_vl.shapes import Array
@@ -105,9 +105,8 @@ class TarSource:
         try:
             image, text, plain = self._read(shard, self.index.spans[index, :_READ].tolist(), key)
         except OSError as error:
-            cause = "vanished" if isinstance(error, FileNotFoundError) else "disk"
             rule = f"{shard} cannot be read: {error.strerror or error}"
-            raise BadSample(cause, self.key, key, rule) from error
+            raise BadSample(system_cause(error), self.key, key, rule) from error
         captions: list[str] = []
         if text is not None:
             where = f"{shard}: {key}.json"

@@ -5,6 +5,7 @@ on and a folder that has grown costs its new shards alone; ``tar/HASH`` holds th
 folder as arrays that are mapped into memory, shared by all processes that read them.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -22,7 +23,7 @@ from safetensors import SafetensorError
 from jepa_vl.config import ConfigError
 from jepa_vl.data import storage, tar_scan, worker
 from jepa_vl.data.faults import Fault
-from jepa_vl.data.files import cache_folder
+from jepa_vl.data.files import cache_folder, write_whole
 from jepa_vl.data.records import class_names
 from jepa_vl.data.tar_scan import Part
 from jepa_vl.shapes import Array
@@ -192,7 +193,8 @@ def _scan(job: tuple) -> Part:
     part = tar_scan.scan(*arguments)
     if part.final:
         content = safetensors.numpy.save(tar_scan.to_bytes(part))
-        _write(path, lambda file: file.write(content))
+        with contextlib.suppress(OSError):  # without it the shard is scanned again, nothing else
+            write_whole(path, lambda file: file.write(content))
     return part
 
 
@@ -276,18 +278,3 @@ def _store(folder: Path, arrays: dict[str, Array], meta: dict[str, Any]) -> Path
     except OSError:
         shutil.rmtree(temporary, ignore_errors=True)
         return None
-
-
-def _write(path: Path, fill: Any) -> None:
-    """Writes a file in one piece, or none at all."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fd, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    except OSError:
-        return
-    try:
-        with os.fdopen(fd, "wb") as file:
-            fill(file)
-        os.replace(temporary, path)
-    except OSError:
-        Path(temporary).unlink(missing_ok=True)

@@ -12,7 +12,7 @@ import numpy as np
 
 from jepa_vl.config import ConfigError
 from jepa_vl.data import storage
-from jepa_vl.data.faults import Fault
+from jepa_vl.data.faults import Fault, system_cause
 from jepa_vl.data.records import parse_object, read_captions, read_label
 from jepa_vl.shapes import Array
 
@@ -113,8 +113,8 @@ def scan(path: str, size: int, key: str, caption_keys: Sequence[str], label_key:
             scanner.run(_View(reader, size, block))
     except OSError as error:
         scanner.samples.clear()  # of a shard that is there tomorrow all is there
-        cause = "vanished" if isinstance(error, FileNotFoundError) else "disk"
-        scanner.blame(path, cause, f"{path} cannot be read: {error.strerror or error}")
+        rule = f"{path} cannot be read: {error.strerror or error}"
+        scanner.blame(path, system_cause(error), rule)
         final = False
     return scanner.part(final)
 

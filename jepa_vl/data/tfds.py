@@ -80,12 +80,8 @@ class TfdsSource(Catalogued):
         if index >= len(self):
             raise IndexError(index)
         item, where = self._item(index)
-        return {
-            "image": item[self.image],
-            "captions": read_captions(item, self.caption_keys, self.key, where),
-            "label": int(self.labels[index]),
-            "key": str(self.keys[index]),
-        }
+        captions = read_captions(item, self.caption_keys, self.key, where)
+        return self._record(index, item[self.image], captions)
 
     def _item(self, index: int) -> tuple[dict[str, Any], str]:
         """A record in Python's own types, and where it stands."""

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageOps
 
-from jepa_vl.config import ConfigError
 from jepa_vl.data import turbo
+from jepa_vl.data.faults import BadSample
 from jepa_vl.shapes import Array
 
 CROP_TRIES = 10  # as torchvision's RandomResizedCrop
@@ -30,7 +30,7 @@ def decode(image: bytes | Array, key: str) -> Array:
       uint8 [H, W, 3]; transparent pixels are composited on white.
 
     Raises:
-      ConfigError: the bytes are no image, or a damaged one.
+      BadSample: the bytes are no image, or a damaged one.
     """
     return _crop(image, key, lambda width, height: (0, 0, width, height), None)
 
@@ -43,6 +43,7 @@ def random_crop(
     rng: np.random.Generator,
     key: str = "",
     decoder: str = "pillow",
+    most: int | None = None,
 ) -> Array:
     """Random resized crop: torchvision's boxes, cut out, then antialiased bilinear; no flip.
 
@@ -56,17 +57,18 @@ def random_crop(
       rng: the image's own generator.
       key: of the sample, for the error.
       decoder: pillow; or turbo, which takes JPEGs through :mod:`jepa_vl.data.turbo`.
+      most: pixels that an image may have; None: any number.
 
     Returns:
       uint8 [S, S, 3].
 
     Raises:
-      ConfigError: the bytes are no image, or a damaged one.
+      BadSample: no bytes, no image, a damaged one, or too many pixels, which are not decoded.
     """
-    return _crop(image, key, lambda w, h: random_box(w, h, scale, ratio, rng), size, decoder)
+    return _crop(image, key, lambda w, h: random_box(w, h, scale, ratio, rng), size, decoder, most)
 
 
-def centre_crop(image: bytes | Array, size: int, key: str = "") -> Array:
+def centre_crop(image: bytes | Array, size: int, key: str = "", most: int | None = None) -> Array:
     """The deterministic transform of evaluation: the short side becomes S, then the centre square.
 
     The whole centre square is kept at any image size. (ImageNet's usual "resize to 8/7 of S, crop
@@ -76,14 +78,15 @@ def centre_crop(image: bytes | Array, size: int, key: str = "") -> Array:
       image: encoded bytes or uint8 [H, W, 3].
       size: S, side of the result.
       key: of the sample, for the error.
+      most: pixels that an image may have; None: any number.
 
     Returns:
       uint8 [S, S, 3].
 
     Raises:
-      ConfigError: the bytes are no image, or a damaged one.
+      BadSample: as of :func:`random_crop`.
     """
-    return _crop(image, key, centre_box, size)
+    return _crop(image, key, centre_box, size, most=most)
 
 
 def random_box(
@@ -122,14 +125,18 @@ def _crop(
     choose: Callable[[int, int], Box],
     size: int | None,
     decoder: str = "pillow",
+    most: int | None = None,
 ) -> Array:
     """Cuts a box out, then resizes: no pixel of the result has seen one outside its box."""
     if isinstance(image, np.ndarray):
+        _check_pixels(image.shape[1], image.shape[0], most, key)
         left, top, right, bottom = choose(image.shape[1], image.shape[0])
         return _resize(Image.fromarray(image[top:bottom, left:right]), size)
+    if not image:
+        raise BadSample("empty", "data.path", key, "the image of this record has no bytes")
     try:
         opened = Image.open(io.BytesIO(image))
-        # Only the header has been read: what its size alone makes unacceptable is refused here.
+        _check_pixels(*opened.size, most, key)  # only the header has been read
         orientation = opened.getexif().get(_ORIENTATION, 1)
         width, height = opened.size if orientation not in turbo.SIDEWAYS else opened.size[::-1]
         box = choose(width, height)
@@ -143,11 +150,21 @@ def _crop(
             opened.draft(None, (opened.width // factor, opened.height // factor))
         upright = opened if orientation == 1 else ImageOps.exif_transpose(opened)
         part = _rgb(upright.crop(outer))
+    except BadSample:
+        raise
+    except Image.DecompressionBombError as error:
+        raise BadSample("pixels", "data.path", key, f"{error}") from error
     except Exception as error:  # damaged files make Pillow's readers raise almost anything
         why = _BUFFER.sub("", f"{type(error).__name__}: {error}")
         rule = f"the image of this record cannot be decoded ({len(image)} bytes; {why})"
-        raise ConfigError("data.path", key, rule) from error
+        raise BadSample("image", "data.path", key, rule) from error
     return _resize(part, size, inner)
+
+
+def _check_pixels(width: int, height: int, most: int | None, key: str) -> None:
+    if most is not None and width * height > most:
+        rule = f"{width} x {height} pixels are more than data.max_pixels = {most}"
+        raise BadSample("pixels", "data.path", key, rule)
 
 
 def _reduction(box: Box, size: int | None) -> int:

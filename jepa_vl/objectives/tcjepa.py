@@ -100,13 +100,15 @@ class TCJepa(ReadsCaptions):
         total = predict + collapse
         if reading is not None and words is not None:
             valid = _token_valid(ctx_valid, tgt_valid)
-            regulariser, terms = self.regularise(reading, words, batch, valid)
+            regulariser, terms = self.regularise(reading, words, valid)
             total, metrics = total + ramp * regulariser, metrics | terms
+            read_now = {**batch, "caption_mask": words.caption_mask}
+            metrics |= reading_metrics(reading, read_now)
         metrics["loss"] = total
         return total, metrics, {"prediction": prediction, "targets": targets, "reading": reading}
 
     def regularise(
-        self, reading: Reading, words: Words, batch: Batch, token_valid: Array | None
+        self, reading: Reading, words: Words, token_valid: Array | None
     ) -> tuple[Array, dict[str, Array]]:
         """The weighted sum of the terms that have a weight, and what all of them measure."""
         c, captions = self.config.loss, words.caption_mask
@@ -119,7 +121,7 @@ class TCJepa(ReadsCaptions):
             captioned = jnp.broadcast_to(captioned, reading.contrast.shape)
             apart = losses.masked_mean(reading.contrast, captioned)
             total, metrics["loss/contrast"] = total + c.contrast * apart, apart
-        return total, metrics | reading_metrics(reading, {**batch, "caption_mask": captions})
+        return total, metrics
 
 
 def _token_valid(ctx_valid: Array | None, tgt_valid: Array | None) -> Array | None:

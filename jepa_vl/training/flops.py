@@ -85,7 +85,7 @@ def matmuls(program: Any, times: int = 1) -> Counter[str]:
     """FLOPs of all matrix products of a jaxpr, by the scope that they stand in.
 
     Raises:
-      NotImplementedError: a product stands in a loop whose length is not known.
+      ValueError: a product stands in a loop whose length is not known.
     """
     found: Counter[str] = Counter()
     for equation in program.eqns:
@@ -96,7 +96,7 @@ def matmuls(program: Any, times: int = 1) -> Counter[str]:
         for part in _programs(params):
             below = matmuls(part, inner)
             if name == "while" and below:
-                raise NotImplementedError("a matrix product in a loop of unknown length")
+                raise ValueError("a matrix product in a loop of unknown length")
             outer = str(equation.source_info.name_stack)
             found.update({f"{outer}/{scope}": flops for scope, flops in below.items()})
     return found

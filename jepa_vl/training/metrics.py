@@ -4,7 +4,7 @@ import json
 import math
 import os
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,13 @@ def write_json(path: Path, value: Any) -> None:
     """Writes a file in one piece: a kill leaves the old one or the new one."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     temporary.write_text(json.dumps(value, indent=2) + "\n")
+    os.replace(temporary, path)
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes a JSONL file in one piece."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
     os.replace(temporary, path)
 
 
@@ -72,9 +79,7 @@ class MetricsWriter:
         """
         self.path = workdir / "metrics.jsonl"
         kept = [row for row in read_rows(self.path) if row["step"] <= start_step]
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        os.replace(temporary, self.path)
+        write_rows(self.path, kept)
         self.rows = kept
         self._file = self.path.open("a", buffering=1)
         self._events = None

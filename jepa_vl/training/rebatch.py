@@ -7,8 +7,6 @@ steps must count the same images as before.
 
 import copy
 import dataclasses
-import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ import jax
 import numpy as np
 
 from jepa_vl.config import Config, ConfigError
-from jepa_vl.training.metrics import read_rows
+from jepa_vl.training.metrics import read_rows, write_rows
 from jepa_vl.training.state import TrainState
 
 IN_STEPS = (("train", "steps"), ("optim", "warmup_steps"), ("loss", "ramp_steps"))
@@ -76,9 +74,7 @@ def set_aside(workdir: Path, step: int, old: int, new: int) -> None:
         if row["step"] <= step:
             number = row["step"] * old // new  # one row a step: later values of a name count
             rows[number] = rows.get(number, {}) | row | {"step": number}
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows.values()))
-    os.replace(temporary, path)
+    write_rows(path, rows.values())
 
 
 def check_whole(workdir: Path) -> None:
