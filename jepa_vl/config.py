@@ -144,6 +144,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "masks.mode": ("production", "reference"),
     "train.init": ("normal", "fan_in"),
     "train.dtype": ("float32", "bfloat16"),
+    "train.remat": ("none", "dots", "full"),
     "log.progress": ("auto", "lines", "off"),
 }
 AT_LEAST_1 = (
@@ -167,6 +168,11 @@ NOT_NEGATIVE = (
 POSITIVE = (
     "optim.lr", "optim.eps", "optim.schedule_scale", "conditioner.mlp_ratio", "eval.temperature",
 )  # fmt: skip
+DERIVED_MESH = {  # axis -> the number that stands for "derive it", and what it gives
+    "data": (-1, "all devices that remain"),
+    "fsdp": (0, "what suits the chip"),
+    "tensor": (1, "one device"),
+}
 RANGES: dict[str, float | None] = {  # key of (low, high) -> the most that high may be
     "data.crop_scale": 1.0,
     "data.crop_ratio": None,
@@ -180,6 +186,7 @@ RANGES: dict[str, float | None] = {  # key of (low, high) -> the most that high 
 RESUMABLE = (
     "text.path", "frozen.", "data.workers", "data.prefetch", "data.threads", "data.max_bad_share",
     "mesh.", "checkpoint.", "log.", "eval.", "train.compile_cache", "train.max_bad_steps",
+    "train.remat", "train.scan_layers",
 )  # fmt: skip
 
 
@@ -337,10 +344,10 @@ def _check_meaning(config: Config) -> None:
         raise ConfigError("data.holdout", config.data.holdout, "between 0 and 1")
     if not 0 <= config.data.max_bad_share <= 1:
         raise ConfigError("data.max_bad_share", config.data.max_bad_share, "a share, 0 to 1")
-    for name in ("data", "fsdp", "tensor"):
+    for name, (derived, means) in DERIVED_MESH.items():
         size = getattr(config.mesh, name)
-        if size < 1 and not (name == "data" and size == -1):
-            rule = "at least 1 (data may be -1: all devices that remain)"
+        if size < 1 and size != derived:
+            rule = f"at least 1, or {derived}: {means}"
             raise ConfigError(f"mesh.{name}", size, rule)
     _check_relations(config)
 

@@ -312,6 +312,14 @@ class TrainConfig:
     dtype: str = key(
         "float32", "compute dtype of matrix products: float32 or bfloat16; state stays float32"
     )
+    scan_layers: bool = key(
+        False, "compile equal layers once and loop over them: minutes less for deep models on a pod"
+    )
+    remat: str = key(
+        "none",
+        "of a layer's activations the backward pass keeps: none: all of them; dots: results of "
+        "matrix products; full: none, the layer is computed again",
+    )
     max_bad_steps: int = key(20, "stop (exit 4) after this many non-finite steps in a row")
     compile_cache: str = key("", "persistent XLA cache; empty: a user cache folder, 'off': none")
 
@@ -321,7 +329,9 @@ class MeshConfig:
     """Devices along each axis of the mesh."""
 
     data: int = key(-1, "devices along the data axis; -1: all that remain")
-    fsdp: int = key(1, "devices that parameters are sharded over")
+    fsdp: int = key(
+        0, "devices that parameters are sharded over; 0: what suits the chip, at most one slice"
+    )
     tensor: int = key(1, "devices that heads and hidden widths are sharded over")
 
 

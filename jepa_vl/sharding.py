@@ -11,10 +11,11 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jepa_vl import tree
+from jepa_vl import hardware, tree
 from jepa_vl.config import ConfigError
 from jepa_vl.schema import MeshConfig
 from jepa_vl.shapes import Array, PyTree
@@ -45,30 +46,69 @@ ACTIVATION_TO_MESH = {**LOGICAL_TO_MESH, "embed": None}
 
 
 def make_mesh(config: MeshConfig, devices: list | None = None) -> Mesh:
-    """Builds the (data, fsdp, tensor) mesh.
+    """Builds the (data, fsdp, tensor) mesh; axis data spans the slices of a multi-slice job.
+
+    Neighbours along fsdp and tensor are neighbours in the slice's network.
 
     Args:
-      config: sizes; ``data = -1`` takes all devices that remain.
+      config: sizes; ``data = -1`` takes all devices that remain, ``fsdp = 0`` what
+        :data:`hardware.CHIPS` says of the chip.
       devices: defaults to all devices of all processes.
 
     Raises:
-      ConfigError: the sizes do not multiply to the number of devices.
+      ConfigError: the sizes do not multiply to the number of devices, or an axis other than data
+        would cross slices.
     """
     devices = jax.devices() if devices is None else devices
-    inner = config.fsdp * config.tensor
-    data = len(devices) // inner if config.data == -1 else config.data
-    if data * inner != len(devices) or data < 1:
-        shape, fits = (config.data, config.fsdp, config.tensor), len(devices) // inner
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    shape = mesh_shape(config, len(devices), slices, devices[0].device_kind)
+    types = (AxisType.Auto,) * len(AXES)
+    if slices > 1:
+        within = (shape[0] // slices, *shape[1:])
+        array = mesh_utils.create_hybrid_device_mesh(within, (slices, 1, 1), devices)
+    elif devices[0].platform == "tpu":
+        array = mesh_utils.create_device_mesh(shape, devices)
+    else:  # in the order of processes, so that fsdp and tensor stay within a host
+        array = np.array(devices).reshape(shape)
+    return Mesh(array, AXES, axis_types=types)
+
+
+def mesh_shape(
+    config: MeshConfig, devices: int, slices: int = 1, device_kind: str = "cpu"
+) -> tuple[int, int, int]:
+    """Sizes of data, fsdp and tensor on so many devices.
+
+    Args:
+      config: see :func:`make_mesh`.
+      devices: of all slices together.
+      slices: parts of the job with a network of their own.
+      device_kind: as JAX calls it.
+
+    Raises:
+      ConfigError: see :func:`make_mesh`.
+    """
+    data, fsdp, tensor = config.data, config.fsdp, config.tensor
+    if not fsdp and data != -1:
+        fsdp = 1 if devices % (data * tensor) else devices // (data * tensor)
+    elif not fsdp:
+        chip = hardware.of_device(device_kind)
+        room = devices // slices // tensor
+        fsdp = math.gcd(room, chip.fsdp if chip else 1)  # the table holds powers of two
+    inner = max(1, fsdp * tensor)
+    data = devices // inner if data == -1 else data
+    if data * inner != devices or data < 1:
         hint = (
             f"fsdp x tensor = {inner} does not divide them"
-            if len(devices) % inner
-            else f"with this fsdp and tensor data must be {fits}, or -1 for all that remain"
+            if devices % inner
+            else f"with this fsdp and tensor data must be {devices // inner}, or -1 for all that "
+            "remain"
         )
-        rule = f"data x fsdp x tensor must be {len(devices)}, the number of devices; {hint}"
-        raise ConfigError("mesh", shape, rule)
-    shape = (data, config.fsdp, config.tensor)
-    array = np.array(devices).reshape(shape)
-    return Mesh(array, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+        rule = f"data x fsdp x tensor must be {devices}, the number of devices; {hint}"
+        raise ConfigError("mesh", (config.data, fsdp, tensor), rule)
+    if data % slices:
+        rule = f"must be a multiple of {slices}, the number of slices: no other axis crosses them"
+        raise ConfigError("mesh.data", data, rule)
+    return data, fsdp, tensor
 
 
 def parameter_spec(name: str, shape: tuple[int, ...], mesh: Mesh) -> P:

@@ -1,8 +1,6 @@
 """The loop around the step: data, logs, diagnostics, evaluation, checkpoints, a good end."""
 
 import json
-import signal
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -14,42 +12,17 @@ from jepa_vl.config import Config, ConfigError, config_hash, resume_diff
 from jepa_vl.data import faults, pipeline, sources
 from jepa_vl.evaluators import features
 from jepa_vl.evaluators.knn import OnlineKnn
-from jepa_vl.training import compile_cache, rebatch
+from jepa_vl.training import compile_cache, rebatch, result
 from jepa_vl.training import state as train_state
 from jepa_vl.training.checkpoint import Checkpoints, provenance
 from jepa_vl.training.console import Reporter
 from jepa_vl.training.health import Health, to_device
 from jepa_vl.training.metrics import MetricsWriter, write_json
+from jepa_vl.training.signals import Stop
 from jepa_vl.training.step import Metrics, make_step
 
 DONE, PREEMPTED, NOT_FINITE = 0, 3, 4
 STATUS = {DONE: "done", PREEMPTED: "preempted", NOT_FINITE: "not finite"}
-
-
-class Stop:
-    """While open, SIGTERM and SIGINT are a request to save and leave; a second SIGINT interrupts.
-
-    Outside the main thread, where Python allows no handlers, signals keep their meaning.
-    """
-
-    def __init__(self):
-        self.requested = False
-        self._handlers: dict[int, Any] = {}
-
-    def __enter__(self) -> "Stop":
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._handlers[number] = signal.signal(number, self._request)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler or signal.SIG_DFL)  # None: not set from Python
-
-    def _request(self, number: int, frame: Any) -> None:
-        if self.requested and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.requested = True
 
 
 class Run:
@@ -261,7 +234,7 @@ class Run:
         """Waits for the last checkpoint and leaves result.json, the contract for scripts."""
         self.checkpoints.close()
         writer, c = self.writer, self.config
-        result = {
+        out = {
             "status": STATUS[code],
             "objective": c.objective,
             "data": self.train_source.name,
@@ -273,45 +246,16 @@ class Run:
             "images_per_second": writer.speed(),
             "bad_steps": writer.last("bad_steps") or 0,
             "bad_samples": dict(self.faults.counts),
-            "knn": {
-                "target": writer.last("knn/target"),
-                "untrained": writer.first("knn/target"),
-                "pixels": writer.first("knn/pixels"),
-                "k": c.eval.k,
-                "classes": len(self.train_source.classes),
-            },
-            "text_gain": writer.last("text_gain"),
-            "dead_share": writer.last("dead_share"),
-            "rankme": {
-                "start": writer.first("rankme/target"),
-                "end": writer.last("rankme/target"),
-                "images": writer.last("rankme_images"),
-            },
+            **result.measured(writer, c.eval.k, len(self.train_source.classes)),
         }
         writer.close()
-        write_json(self.workdir / "result.json", result)
+        write_json(self.workdir / "result.json", out)
         self.reporter.close()
-        _summarise(self.reporter, result, self.workdir)
+        result.summarise(self.reporter, out, self.workdir)
 
 
 def _gave_up(config: Config, metrics: Metrics) -> bool:
     return int(metrics["bad_in_a_row"]) >= config.train.max_bad_steps
-
-
-def _summarise(reporter: Reporter, result: dict[str, Any], workdir: Path) -> None:
-    say, knn = reporter.say, result["knn"]
-    say(f"{result['status']}: {result['steps']} steps in {result['seconds']:.0f} s, {workdir}")
-    if knn["target"] is not None:
-        say(f"kNN (k = {knn['k']}, {knn['classes']} classes, seed {result['seed']})")
-        for name in ("target", "untrained", "pixels"):
-            say(f"  {name:<10} {knn[name]:.3f}")
-    if result["text_gain"] is not None:
-        say(f"text gain {result['text_gain']:+.4f}")
-    if result["dead_share"] is not None:
-        say(f"dead share {result['dead_share']:.3f}")
-    ranks = result["rankme"]
-    if ranks["end"] is not None:
-        say(f"RankMe {ranks['start']:.1f} -> {ranks['end']:.1f} ({ranks['images']} images)")
 
 
 def train(config: Config, workdir: Path) -> int:
