@@ -111,7 +111,7 @@ def mesh_shape(
     return data, fsdp, tensor
 
 
-def parameter_spec(name: str, shape: tuple[int, ...], mesh: Mesh) -> P:
+def parameter_spec(name: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> P:
     """The partition of one leaf of the train state.
 
     A dimension that its mesh axis does not divide stays whole; :func:`assert_sharded` bounds them.
@@ -175,6 +175,19 @@ def constrain(x: Array, *axes: str | None) -> Array:
     if mesh.empty:
         return x
     return jax.lax.with_sharding_constraint(x, _spec(axes, x.shape, mesh, ACTIVATION_TO_MESH))
+
+
+def constrain_stacked(layers: PyTree) -> PyTree:
+    """Parameters of equal layers, stacked on axis 0: each lies where one layer's would."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return layers
+
+    def place(name: str, leaf: Array) -> Array:
+        spec = P(None, *parameter_spec(name, leaf.shape[1:], mesh))
+        return jax.lax.with_sharding_constraint(leaf, spec)
+
+    return tree.map_named(place, layers)
 
 
 def sum_over_rows(function: Callable[..., PyTree], rows: PyTree, shared: PyTree) -> PyTree:

@@ -19,9 +19,13 @@ def flatten(tree: PyTree) -> dict[str, Any]:
     return {_name(path): leaf for path, leaf in leaves}
 
 
-def map_named(function: Callable[[str, Any], Any], tree: PyTree) -> PyTree:
-    """Maps ``function(name, leaf)`` over the leaves and keeps the structure."""
-    return jax.tree_util.tree_map_with_path(lambda path, leaf: function(_name(path), leaf), tree)
+def map_named(function: Callable[..., Any], tree: PyTree, *rest: PyTree) -> PyTree:
+    """Maps ``function(name, leaf, ...)`` over the leaves of equal trees; keeps the structure."""
+
+    def named(path: tuple, *leaves: Any) -> Any:
+        return function(_name(path), *leaves)
+
+    return jax.tree_util.tree_map_with_path(named, tree, *rest)
 
 
 def mask(tree: PyTree, pattern: str) -> PyTree:

@@ -92,16 +92,6 @@ def load(name, arg):
     return configs.load(f"{ROOT / name}.py:{arg}", [configs.Override("data.path", "somewhere")])
 
 
-def frozen_of(objective, config):
-    """Shapes of the weights beside the state."""
-    out = {}
-    if config.objective == "tijepa":
-        out["image"] = frozen_vit.expected(objective.image.module.shape)
-    if config.text.kind != "hashed" and config.text.frozen == "yes":
-        out["text"] = text.expected(config.text)
-    return out
-
-
 @functools.cache
 def traced(name, arg):
     """Abstract state, and what a step makes of it."""
@@ -109,7 +99,7 @@ def traced(name, arg):
     objective, mesh = objectives.build(config), sharding.make_mesh(config.mesh)
     spec = train_state.batch_spec(config)
     like = train_state.abstract(config, objective, spec, mesh)
-    frozen = frozen_of(objective, config)
+    frozen = objective.frozen_spec()
     with jax.set_mesh(mesh):
         out = jax.eval_shape(make_step(config, objective, mesh, like), like, frozen, spec)
     return like, *out
@@ -153,7 +143,7 @@ def test_encoder_and_predictor_have_the_published_number_of_parameters(case):
 @pytest.mark.parametrize("case", COUNTS)
 def test_the_frozen_towers_of_a_recipe_are_the_published_ones(case):
     config = load(*case.split(":"))
-    frozen = frozen_of(objectives.build(config), config)
+    frozen = objectives.build(config).frozen_spec()
     assert {name: tree.count(part) for name, part in frozen.items()} == COUNTS[case]
 
 

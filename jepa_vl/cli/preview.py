@@ -101,7 +101,7 @@ def _flops(config: Config, out: Path) -> None:
     from jepa_vl.training import flops, state
 
     objective, batch = objectives.build(config), state.batch_spec(config)
-    found = flops.count(config, objective, batch, objective.load_frozen())
+    found = flops.count(config)
     images = config.train.batch_size
     names = [*found.forward, *(name for name in found.backward if name not in found.forward)]
     parts = [(n, found.forward.get(n, 0), found.backward.get(n, 0)) for n in names]

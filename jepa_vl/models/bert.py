@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jepa_vl.models.layers import NORMAL, LayerNorm, Mlp
+from jepa_vl.models.stack import Plan, run_blocks
 from jepa_vl.models.text_layers import PostNormBlock
 from jepa_vl.models.weights import Rule, dense, norm, require
 from jepa_vl.shapes import Array, check_shape
@@ -55,6 +56,7 @@ class BertEncoder(nn.Module):
 
     shape: BertShape
     dtype: Any = jnp.float32
+    how: Plan = Plan()
 
     @nn.compact
     def __call__(self, word_ids: Array, word_mask: Array) -> Array:
@@ -77,9 +79,8 @@ class BertEncoder(nn.Module):
         x = x + position[:s].astype(jnp.float32) + kind[0].astype(jnp.float32)
         x = LayerNorm(c.eps, name="norm")(x)
         mlp = functools.partial(Mlp, c.hidden, self.dtype)
-        for i in range(c.depth):
-            block = PostNormBlock(c.heads, c.eps, mlp, self.dtype, name=f"block_{i}")
-            x = block(x, word_mask.reshape(b * n, s))
+        make = functools.partial(PostNormBlock, c.heads, c.eps, mlp, self.dtype)
+        x = run_blocks(self, make, c.depth, x, word_mask.reshape(b * n, s), how=self.how)
         return x.reshape(b, n, s, c.width)
 
 

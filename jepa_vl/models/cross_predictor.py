@@ -1,11 +1,13 @@
 """The predictor of cross-modal TI-JEPA: tokens of one modality in, latents of the other out."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from flax import linen as nn
 
 from jepa_vl.models.layers import NORMAL, Block, Dense, LayerNorm, sincos_table
+from jepa_vl.models.stack import Plan, run_blocks
 from jepa_vl.schema import PredictorConfig
 from jepa_vl.shapes import Array, check_shape
 
@@ -40,6 +42,7 @@ class CrossPredictor(nn.Module):
     out_width: int
     config: PredictorConfig
     dtype: Any = jnp.float32
+    how: Plan = Plan()
 
     @nn.compact
     def __call__(self, context: Tokens, own: Tokens, query_idx: Array | None) -> Array:
@@ -53,7 +56,7 @@ class CrossPredictor(nn.Module):
         Returns:
           [P, C, out_width] float32, C = 1 without positions.
         """
-        width, pairs = self.config.width, context.index.shape[0]
+        width, heads, pairs = self.config.width, self.config.heads, context.index.shape[0]
         if query_idx is not None:
             check_shape("query_idx", query_idx, "P C", P=pairs)
         tables = {
@@ -73,11 +76,9 @@ class CrossPredictor(nn.Module):
             parts.insert(1, Embed(width, self.dtype, name="own")(own, tables[self.target]))
             valid.insert(1, own.valid)
         x, key_valid = jnp.concatenate(parts, axis=1), jnp.concatenate(valid, axis=1)
-        for i in range(self.config.depth):
-            last = i == self.config.depth - 1
-            first_query = x.shape[1] - count if last else 0
-            block = Block(self.config.heads, 4 * width, self.dtype, name=f"block_{i}")
-            x = block(x, key_valid, first_query)
+        make, last = functools.partial(Block, heads, 4 * width, self.dtype), self.config.depth - 1
+        x = run_blocks(self, make, last, x, key_valid, how=self.how)
+        x = make(name=f"block_{last}")(x, key_valid, x.shape[1] - count)
         x = LayerNorm(name="norm")(x)
         return Dense(self.out_width, dtype=self.dtype, name="project")(x).astype(jnp.float32)
 

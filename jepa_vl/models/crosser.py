@@ -1,5 +1,6 @@
 """The text-to-image crosser of TI-JEPA (arXiv 2503.06380, public code): patches read words."""
 
+import functools
 from typing import Any, ClassVar
 
 import jax
@@ -8,6 +9,7 @@ from flax import linen as nn
 
 from jepa_vl.models.frozen_vit import FrozenViT
 from jepa_vl.models.layers import Dense, LayerNorm, Mlp
+from jepa_vl.models.stack import Plan, run_blocks
 from jepa_vl.schema import TIJepaConfig
 from jepa_vl.shapes import Array, check_shape
 from jepa_vl.sharding import constrain
@@ -79,6 +81,7 @@ class Crosser(nn.Module):
 
     config: TIJepaConfig
     dtype: Any = jnp.float32
+    how: Plan = Plan()
 
     @nn.compact
     def __call__(self, features: Array, text: Array, text_valid: Array) -> Array:
@@ -97,10 +100,8 @@ class Crosser(nn.Module):
         c = self.config
         x = Dense(c.width, dtype=self.dtype, name="project")(features)
         x = LayerNorm(name="norm")(x)
-        for i in range(c.depth):
-            block = CrossBlock(c.heads, c.parity, self.dtype, name=f"block_{i}")
-            x = block(x, text, text_valid)
-        return x
+        make = functools.partial(CrossBlock, c.heads, c.parity, self.dtype)
+        return run_blocks(self, make, c.depth, x, text, text_valid, how=self.how)
 
 
 class CrossedImage(nn.Module):

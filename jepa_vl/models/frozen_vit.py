@@ -1,5 +1,6 @@
 """Pretrained image towers: ViT, I-JEPA and DINOv2 of Hugging Face, and our own runs."""
 
+import functools
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from jepa_vl import tree
 from jepa_vl.config import ConfigError
 from jepa_vl.models import fast, runs, vit, weights
 from jepa_vl.models.layers import EPS, NORMAL, Attention, LayerNorm, Mlp, gather, sincos_table
+from jepa_vl.models.stack import Plan, run_blocks
 from jepa_vl.models.weights import Rule, conv, dense, flat, norm, require
 from jepa_vl.pretrained import is_run, locate, read_json
 from jepa_vl.schema import EncoderConfig
@@ -83,6 +85,7 @@ class FrozenViT(nn.Module):
 
     shape: VitShape
     dtype: Any = jnp.float32
+    how: Plan = Plan()
 
     @nn.compact
     def __call__(
@@ -114,8 +117,8 @@ class FrozenViT(nn.Module):
             x = jnp.concatenate([jnp.broadcast_to(first, (len(x), *first.shape)), x], axis=1)
         if ctx_valid is not None:  # the class token always is
             ctx_valid = jnp.pad(ctx_valid, ((0, 0), (c.cls, 0)), constant_values=True)
-        for i in range(c.depth):
-            x = FrozenBlock(c, self.dtype, name=f"block_{i}")(x, ctx_valid)
+        make = functools.partial(FrozenBlock, c, self.dtype)
+        x = run_blocks(self, make, c.depth, x, ctx_valid, how=self.how)
         return LayerNorm(c.eps, name="norm")(x)[:, c.cls :]
 
 

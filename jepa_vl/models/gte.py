@@ -10,6 +10,7 @@ from flax import linen as nn
 from jepa_vl.config import ConfigError
 from jepa_vl.models import fast
 from jepa_vl.models.layers import NORMAL, LayerNorm
+from jepa_vl.models.stack import Plan, run_blocks
 from jepa_vl.models.text_layers import GatedMlp, PostNormBlock, rotary_angles
 from jepa_vl.models.weights import Rule, dense, norm, require
 from jepa_vl.shapes import Array, check_shape
@@ -80,6 +81,7 @@ class GteEncoder(nn.Module):
 
     shape: GteShape
     dtype: Any = jnp.float32
+    how: Plan = Plan()
 
     @nn.compact
     def __call__(self, word_ids: Array, word_mask: Array) -> Array:
@@ -103,9 +105,9 @@ class GteEncoder(nn.Module):
         x = LayerNorm(c.eps, name="norm")(x)
         angles = rotary_angles(s, frequencies(c.width // c.heads, c.theta, c.stretch))
         mlp = functools.partial(GatedMlp, c.hidden, fast.gelu, True, self.dtype)
-        for i in range(c.depth):
-            block = PostNormBlock(c.heads, c.eps, mlp, self.dtype, name=f"block_{i}")
-            x = block(x, word_mask.reshape(b * n, s), jnp.asarray(angles))
+        make = functools.partial(PostNormBlock, c.heads, c.eps, mlp, self.dtype)
+        seen = word_mask.reshape(b * n, s), jnp.asarray(angles)
+        x = run_blocks(self, make, c.depth, x, *seen, how=self.how)
         return x.reshape(b, n, s, c.width)
 
 

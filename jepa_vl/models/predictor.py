@@ -1,5 +1,7 @@
 """The narrow predictor of I-JEPA, with places where a conditioner may let captions in."""
 
+import functools
+import itertools
 from typing import Any
 
 import jax
@@ -7,10 +9,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jepa_vl.models import conditioner
-from jepa_vl.models.conditioner import Reading, Words
+from jepa_vl.models.conditioner import Conditioner, Reading, Words
 from jepa_vl.models.layers import NORMAL, Block, Dense, LayerNorm, sincos_table
+from jepa_vl.models.stack import PLAIN, Plan, fold
 from jepa_vl.schema import ConditionerConfig, PredictorConfig
-from jepa_vl.shapes import Array, check_shape
+from jepa_vl.shapes import Array, PyTree, check_shape
 
 
 class Predictor(nn.Module):
@@ -26,6 +29,7 @@ class Predictor(nn.Module):
     similarity: str = "paper"
     others: int = 0
     dtype: Any = jnp.float32
+    how: Plan = Plan()
 
     @nn.compact
     def __call__(
@@ -73,23 +77,70 @@ class Predictor(nn.Module):
             valid = jnp.broadcast_to(ctx_valid[:, None], (b, m, k))
             valid = jnp.concatenate([valid, tgt_valid], axis=2)
         x, valid = at_input.prepare(jnp.concatenate([copies, masked], axis=2), valid, words)
-        key_valid = None if valid is None else valid.reshape(b * m, -1)
-
-        readings = []
-        for i, reader in enumerate(inside):
-            x = x.reshape(b * m, -1, width)
-            # Nobody reads the last block's context rows, unless a conditioner regularises them.
-            only_block = i == len(inside) - 1 and not reader.reads
-            modulation = jax.tree.map(
-                lambda s: jnp.repeat(s, m, axis=0), reader.modulate(words, width)
-            )
-            block = Block(self.config.heads, 4 * width, self.dtype, name=f"block_{i}")
-            x = block(x, key_valid, x.shape[1] - c if only_block else 0, modulation)
-            x, reading = reader.read(x.reshape(b, m, -1, width), valid, words)
-            if reading is not None:
-                readings.append(reading)
-
-        x = LayerNorm(name="norm")(x.reshape(b * m, -1, width)[:, -c:])
+        x, readings = self._layers(x, valid, words, inside, c)
+        x = LayerNorm(name="norm")(x[:, :, -c:].reshape(b * m, c, width))
         prediction = Dense(self.out_width, dtype=self.dtype, name="project")(x)
-        stacked = jax.tree.map(lambda *r: jnp.stack(r), *readings) if readings else None
-        return prediction.astype(jnp.float32).reshape(b, m, c, self.out_width), stacked
+        return prediction.astype(jnp.float32).reshape(b, m, c, self.out_width), readings
+
+    def _layers(
+        self, x: Array, valid: Array | None, words: Words | None, readers: list[Conditioner], c: int
+    ) -> tuple[Array, Reading | None]:
+        """All layers; the last of them may keep the last c tokens alone."""
+        last, readings = len(readers) - 1, []
+        # Nobody reads the last block's context rows, unless a conditioner regularises them.
+        alike = [(type(r), i == last and not r.reads) for i, r in enumerate(readers)]
+        for (kind, skips), group in itertools.groupby(range(len(readers)), key=alike.__getitem__):
+            x, found = self._run(list(group), readers, x, valid, words, c if skips else 0)
+            readings += [found] if kind.reads else []
+        if not readings:
+            return x, None
+        return x, jax.tree.map(lambda *parts: jnp.concatenate(parts), *readings)
+
+    def _run(
+        self, places: list[int], readers: list[Conditioner], x: Array, valid: Array | None,
+        words: Words | None, tail: int,
+    ) -> tuple[Array, Reading | None]:  # fmt: skip
+        """Layers of one kind, in a row; their readings on axis 0."""
+        make = functools.partial(Block, self.config.heads, 4 * self.config.width, self.dtype)
+        if self.is_initializing() or self.how == PLAIN:
+            found = []
+            for i in places:
+                block = make(name=f"block_{i}")
+                x, reading = run_layer(block, readers[i], x, valid, words, tail)
+                found.append(reading)
+            return x, jax.tree.map(lambda *parts: jnp.stack(parts), *found)
+        own: Any = self.variables["params"]
+        params = [
+            {"block": own[f"block_{i}"], "conditioner": own.get(f"conditioner_{i}", {})}
+            for i in places
+        ]
+        layer = Layer(
+            make(parent=None), readers[places[0]].clone(parent=None, name=None), parent=None
+        )
+
+        def run(params: PyTree, x: Array) -> tuple[Array, Reading | None]:
+            return layer.apply({"params": params}, x, valid, words, tail)  # pyright: ignore[reportReturnType]
+
+        return fold(run, params, x, self.how, self.dtype)
+
+
+class Layer(nn.Module):
+    """A block and the conditioner that reads captions around it."""
+
+    block: Block
+    conditioner: Conditioner
+
+    def __call__(self, x: Array, *seen: Any) -> tuple[Array, Reading | None]:
+        """See :func:`run_layer`."""
+        return run_layer(self.block, self.conditioner, x, *seen)
+
+
+def run_layer(
+    block: Block, reader: Conditioner, x: Array, valid: Array | None, words: Words | None, tail: int
+) -> tuple[Array, Reading | None]:
+    """x [B, M, T, P], valid bool [B, M, T] -> x again, of the last ``tail`` tokens if not 0."""
+    b, m, t, width = x.shape
+    key_valid = None if valid is None else valid.reshape(b * m, t)
+    modulation = jax.tree.map(lambda s: jnp.repeat(s, m, axis=0), reader.modulate(words, width))
+    x = block(x.reshape(b * m, t, width), key_valid, t - tail if tail else 0, modulation)
+    return reader.read(x.reshape(b, m, -1, width), valid, words)

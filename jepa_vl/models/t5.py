@@ -1,5 +1,6 @@
 """The encoder of T5 (arXiv 1910.10683), v1.0 and v1.1, with Hugging Face's names."""
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ import numpy as np
 from flax import linen as nn
 
 from jepa_vl.models.layers import NORMAL, Dense
+from jepa_vl.models.stack import Plan, run_blocks
 from jepa_vl.models.text_layers import GatedMlp, RmsNorm, TextAttention
 from jepa_vl.models.weights import Rule, dense, require
 from jepa_vl.shapes import Array, check_shape
@@ -96,6 +98,7 @@ class T5Encoder(nn.Module):
 
     shape: T5Shape
     dtype: Any = jnp.float32
+    how: Plan = Plan()
 
     @nn.compact
     def __call__(self, word_ids: Array, word_mask: Array) -> Array:
@@ -117,8 +120,8 @@ class T5Encoder(nn.Module):
         bias = jnp.moveaxis(table.astype(jnp.float32)[buckets], -1, 0)
         x = embedding[word_ids.reshape(b * n, s)].astype(jnp.float32)
         valid = word_mask.reshape(b * n, s)
-        for i in range(c.depth):
-            x = T5Block(c, self.dtype, name=f"block_{i}")(x, valid, bias)
+        make = functools.partial(T5Block, c, self.dtype)
+        x = run_blocks(self, make, c.depth, x, valid, bias, how=self.how)
         return RmsNorm(c.eps, name="norm")(x).reshape(b, n, s, c.width)
 
 

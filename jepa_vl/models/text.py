@@ -1,5 +1,6 @@
 """Text towers: token ids of captions -> word embeddings [B, N, S, E]."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ from flax import linen as nn
 from jepa_vl.config import ConfigError
 from jepa_vl.models import bert, gte, runs, t5, weights
 from jepa_vl.models.layers import NORMAL, Block, LayerNorm
+from jepa_vl.models.stack import PLAIN, Plan, run_blocks
 from jepa_vl.models.weights import Rule
 from jepa_vl.pretrained import META, locate, read_json
 from jepa_vl.schema import TextConfig
@@ -27,6 +29,7 @@ class HashedText(nn.Module):
 
     config: TextConfig
     dtype: Any = jnp.float32
+    how: Plan = Plan()
 
     @nn.compact
     def __call__(self, word_ids: Array, word_mask: Array) -> Array:
@@ -49,9 +52,8 @@ class HashedText(nn.Module):
         position = self.param("word_position", nn.initializers.zeros, (c.words, c.width))
         x = LayerNorm(name="embedding_norm")(embedding[word_ids] + position)
         x = x.reshape(b * n, s, c.width)
-        for i in range(c.depth):
-            block = Block(c.heads, 4 * c.width, self.dtype, name=f"block_{i}")
-            x = block(x, word_mask.reshape(b * n, s))
+        make = functools.partial(Block, c.heads, 4 * c.width, self.dtype)
+        x = run_blocks(self, make, c.depth, x, word_mask.reshape(b * n, s), how=self.how)
         return LayerNorm(name="norm")(x).reshape(b, n, s, c.width)
 
 
@@ -92,18 +94,18 @@ def _read_shape(config: TextConfig) -> Any:
     return FAMILIES[config.kind].read_shape(read_json(folder, "config.json", PATH), where)
 
 
-def _pretrained(config: TextConfig, dtype: Any) -> nn.Module:
+def _pretrained(config: TextConfig, dtype: Any, how: Plan) -> nn.Module:
     shape = _read_shape(config)
     positions = getattr(shape, "positions", config.words)
     if config.words > positions:
         rule = f"at most {positions}, the positions that {config.path} knows"
         raise ConfigError("text.words", config.words, rule)
-    return FAMILIES[config.kind].encoder(shape, dtype)
+    return FAMILIES[config.kind].encoder(shape, dtype, how)
 
 
-TOWERS: dict[str, Callable[[TextConfig, Any], nn.Module]] = {
+TOWERS: dict[str, Callable[[TextConfig, Any, Plan], nn.Module]] = {
     "hashed": HashedText,
-    "cached": lambda config, dtype: CachedText(),
+    "cached": lambda config, dtype, how: CachedText(),
     **dict.fromkeys(FAMILIES, _pretrained),
 }
 WIDTHS: dict[str, Callable[[TextConfig], int]] = {
@@ -113,13 +115,13 @@ WIDTHS: dict[str, Callable[[TextConfig], int]] = {
 }
 
 
-def build(config: TextConfig, dtype: Any = jnp.float32) -> nn.Module:
+def build(config: TextConfig, dtype: Any = jnp.float32, how: Plan = PLAIN) -> nn.Module:
     """The text tower of a resolved configuration; weights are not read yet.
 
     Raises:
       ConfigError: the folder of a pretrained tower is absent, or not of this kind.
     """
-    return TOWERS[config.kind](config, dtype)
+    return TOWERS[config.kind](config, dtype, how)
 
 
 def width(config: TextConfig) -> int:

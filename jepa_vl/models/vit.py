@@ -1,5 +1,6 @@
 """The vision transformer: no class token, no dropout, a final LayerNorm on every token."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -9,6 +10,7 @@ from flax import linen as nn
 
 from jepa_vl.models import fast
 from jepa_vl.models.layers import NORMAL, Block, LayerNorm, gather, sincos_table
+from jepa_vl.models.stack import PLAIN, Plan, run_blocks
 from jepa_vl.schema import EncoderConfig
 from jepa_vl.shapes import Array, PyTree, check_shape
 
@@ -45,20 +47,27 @@ class ViT(nn.Module):
     heads: int
     mlp_width: int
     dtype: Any = jnp.float32
+    how: Plan = Plan()
 
     @nn.compact
     def __call__(
-        self, images: Array, ctx_idx: Array | None = None, ctx_valid: Array | None = None
-    ) -> Array:
+        self,
+        images: Array,
+        ctx_idx: Array | None = None,
+        ctx_valid: Array | None = None,
+        keep: int = 0,
+    ) -> Any:
         """Encodes all patches, or the visible ones alone.
 
         Args:
           images: [B, H, W, 3], uint8 or normalised float32.
           ctx_idx: optional int32 [B, K], the visible patches; the others are never read.
           ctx_valid: optional bool [B, K], False where ctx_idx is padding.
+          keep: how many of the last blocks' outputs to return too, at most the depth.
 
         Returns:
-          [B, T, D] or [B, K, D] float32, after the final LayerNorm.
+          [B, T, D] or [B, K, D] float32, after the final LayerNorm; with ``keep`` also a tuple of
+          so many, as they leave the blocks, the last block last.
         """
         check_shape("images", images, "B H W 3", H=self.image_size, W=self.image_size)
         patch = self.patch_size
@@ -72,20 +81,22 @@ class ViT(nn.Module):
             patches, position = gather(patches, ctx_idx), table[ctx_idx]
         flat = kernel.reshape(-1, self.width).astype(self.dtype)
         x = fast.dense(patches.astype(self.dtype), flat).astype(jnp.float32) + bias + position
-        self.sow("intermediates", "stream", x)  # kept for the two functions below alone
-        for i in range(self.depth):
-            block = Block(self.heads, self.mlp_width, self.dtype, name=f"block_{i}")
-            x = block(x, ctx_valid)
-            self.sow("intermediates", "stream", x)
-        return LayerNorm(name="norm")(x)
+        make = functools.partial(Block, self.heads, self.mlp_width, self.dtype)
+        below = self.depth + 1 - max(keep, 1)
+        x = run_blocks(self, make, below, x, ctx_valid, how=self.how)
+        kept = [x]
+        for i in range(below, self.depth):
+            kept.append(make(name=f"block_{i}")(kept[-1], ctx_valid))
+        out = LayerNorm(name="norm")(kept[-1])
+        return (out, tuple(kept)) if keep else out
 
 
 def encode_with_stream(
     encoder: ViT, params: PyTree, images: Array, ctx_idx: Array, ctx_valid: Array | None = None
 ) -> tuple[Array, Array]:
     """Visible patches with and without the final LayerNorm, [B, K, D] float32 each; see ViT."""
-    out, streams = _apply_keeping(encoder, params, images, ctx_idx, ctx_valid)
-    return out, streams[-1]
+    kept: Any = encoder.apply({"params": params}, images, ctx_idx, ctx_valid, keep=1)
+    return kept[0], kept[1][-1]
 
 
 def last_layers(encoder: ViT, params: PyTree, images: Array, layers: int) -> Array:
@@ -99,19 +110,13 @@ def last_layers(encoder: ViT, params: PyTree, images: Array, layers: int) -> Arr
     Returns:
       [B, T, layers * D] float32, the last block last, each after the final LayerNorm.
     """
-    _, streams = _apply_keeping(encoder, params, images)
-    last = jnp.stack(streams[-layers:], axis=2)
+    kept: Any = encoder.apply({"params": params}, images, keep=layers)
+    last = jnp.stack(kept[1], axis=2)
     norm: Any = LayerNorm().apply({"params": params["norm"]}, last)
     return norm.reshape(*norm.shape[:2], -1)
 
 
-def _apply_keeping(encoder: ViT, params: PyTree, *args: Any) -> tuple[Array, tuple[Array, ...]]:
-    """The output; what enters the first block and leaves each, before the last norm; see ViT."""
-    out, kept = encoder.apply({"params": params}, *args, mutable=["intermediates"])
-    return out, kept["intermediates"]["stream"]  # pyright: ignore[reportReturnType]
-
-
-def build(config: EncoderConfig, dtype: Any = jnp.float32) -> ViT:
+def build(config: EncoderConfig, dtype: Any = jnp.float32, how: Plan = PLAIN) -> ViT:
     """The encoder of a resolved configuration."""
     return ViT(
         image_size=config.image_size,
@@ -121,4 +126,5 @@ def build(config: EncoderConfig, dtype: Any = jnp.float32) -> ViT:
         heads=config.heads,
         mlp_width=config.mlp_width,
         dtype=dtype,
+        how=how,
     )

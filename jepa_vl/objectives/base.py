@@ -46,6 +46,14 @@ class Objective(Protocol):
         """
         ...
 
+    def frozen_spec(self) -> PyTree:
+        """Shapes and dtypes of :meth:`load_frozen`; no weights are read.
+
+        Raises:
+          ConfigError: there is no such tower.
+        """
+        ...
+
     def load_initial(self) -> PyTree:
         """Top-level parts of ``params`` that start from files instead of chance; {} if none do.
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jepa_vl.config import Config, reads_text
-from jepa_vl.models import text
+from jepa_vl.models import stack, text
 from jepa_vl.models.conditioner import Words
 from jepa_vl.objectives.base import Batch, rescale_init
 from jepa_vl.schema import RANDOM
@@ -30,7 +30,9 @@ class CaptionTower:
           ConfigError: there is no tower of this kind at ``text.path``.
         """
         self.run, self.config = config, config.text
-        self.module = text.build(config.text, jnp.dtype(config.train.dtype))
+        self.module = text.build(
+            config.text, jnp.dtype(config.train.dtype), stack.plan(config.train)
+        )
         self.width = text.width(config.text)
         self.trained = config.text.frozen == "no"
 
@@ -49,6 +51,18 @@ class CaptionTower:
           ConfigError: the files do not fit.
         """
         return {} if self.trained else FROZEN_WEIGHTS[self.config.kind](self)
+
+    def frozen_spec(self) -> PyTree:
+        """Shapes and dtypes of these weights."""
+        if self.trained or self.config.kind == "cached":
+            return {}
+        stored = jnp.dtype(self.config.weights_dtype)
+
+        def leaf(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+            dtype = stored if x.ndim > 1 and self.config.kind in text.FAMILIES else x.dtype
+            return jax.ShapeDtypeStruct(x.shape, dtype)
+
+        return {"text": jax.tree.map(leaf, text.expected(self.config))}
 
     def load_initial(self) -> PyTree:
         """Weights that training starts from, where they come from files.
@@ -117,6 +131,8 @@ class NoCaptions:
         """Nothing."""
         return {}
 
+    frozen_spec = load_frozen
+
     def load_initial(self) -> PyTree:
         """Nothing."""
         return {}
@@ -142,6 +158,10 @@ class ReadsCaptions:
     def load_frozen(self) -> PyTree:
         """The text tower, where it is left as it is."""
         return self.captions.load_frozen()
+
+    def frozen_spec(self) -> PyTree:
+        """Shapes of :meth:`load_frozen`."""
+        return self.captions.frozen_spec()
 
     def load_initial(self) -> PyTree:
         """The text tower, where it is pretrained and trained further."""

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jepa_vl.config import Config
-from jepa_vl.models import fast, shared_space, vit
+from jepa_vl.models import fast, shared_space, stack, vit
 from jepa_vl.objectives.base import (
     Batch,
     masked_pool,
@@ -100,7 +100,7 @@ class Contrastive(ReadsCaptions):
         """Builds the modules of a resolved configuration; allocates nothing."""
         dtype = jnp.dtype(config.train.dtype)
         self.config = config
-        self.encoder = vit.build(config.encoder, dtype)
+        self.encoder = vit.build(config.encoder, dtype, stack.plan(config.train))
         self.captions: CaptionTower = CaptionTower(config)
         self.head = shared_space.Head(config.contrastive.width, dtype)
         self.criterion = LOSSES[config.contrastive.loss]

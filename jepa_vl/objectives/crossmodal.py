@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jepa_vl.config import Config
-from jepa_vl.models import cross_predictor, vit
+from jepa_vl.models import cross_predictor, stack, vit
 from jepa_vl.objectives import losses
 from jepa_vl.objectives.base import Batch, register, rescale_init, tower_spread
 from jepa_vl.objectives.captions import CaptionTower, ReadsCaptions
@@ -34,10 +34,10 @@ class CrossModal(ReadsCaptions):
 
     def __init__(self, config: Config):
         """Builds the modules of a resolved configuration; allocates nothing."""
-        dtype = jnp.dtype(config.train.dtype)
+        dtype, how = jnp.dtype(config.train.dtype), stack.plan(config.train)
         c = config.crossmodal
         self.config = config
-        self.encoder = vit.build(config.encoder, dtype)
+        self.encoder = vit.build(config.encoder, dtype, how)
         self.captions: CaptionTower = CaptionTower(config)
         predictor = functools.partial(
             cross_predictor.CrossPredictor,
@@ -45,6 +45,7 @@ class CrossModal(ReadsCaptions):
             words=config.text.words,
             config=config.predictor,
             dtype=dtype,
+            how=how,
         )
         self.to_image = predictor(target="image", out_width=config.encoder.width)
         self.to_text = predictor(target="text", out_width=self.captions.width)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from jepa_vl.config import Config, ConfigError
-from jepa_vl.models import frozen_vit
+from jepa_vl.models import frozen_vit, stack
 from jepa_vl.objectives.base import Batch, rescale_init
 from jepa_vl.schema import RANDOM
 from jepa_vl.shapes import Array, PyTree
@@ -45,7 +45,9 @@ class FrozenImage:
         if gaps:
             rule = f"encoder must describe this tower, but {', '.join(gaps)}"
             raise ConfigError(KEY, self.path, rule)
-        self.module = frozen_vit.FrozenViT(shape, jnp.dtype(config.train.dtype))
+        self.module = frozen_vit.FrozenViT(
+            shape, jnp.dtype(config.train.dtype), stack.plan(config.train)
+        )
 
     def load_frozen(self) -> PyTree:
         """{image}: its weights.
@@ -58,6 +60,10 @@ class FrozenImage:
         rng = jax.random.fold_in(jax.random.key(self.config.seed), 1)
         params = frozen_vit.untrained(self.module.shape, rng)
         return {"image": rescale_init(params, self.config.train.init)}
+
+    def frozen_spec(self) -> PyTree:
+        """Shapes of :meth:`load_frozen`, all float32."""
+        return {"image": frozen_vit.expected(self.module.shape)}
 
     def all_patches(self, frozen: PyTree, batch: Batch) -> Array:
         """Features [B, T, D] of whole images."""

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jepa_vl.config import Config, one_of, reads_text
-from jepa_vl.models import conditioner, predictor, vit
+from jepa_vl.models import conditioner, predictor, stack, vit
 from jepa_vl.models.conditioner import Reading, Words
 from jepa_vl.objectives import anticollapse, captions, losses
 from jepa_vl.objectives.base import Batch, encode_targets, register, rescale_init, target_spread
@@ -34,12 +34,12 @@ class TCJepa(ReadsCaptions):
         one_of("loss.distance", config.loss.distance, losses.DISTANCES)
         one_of("loss.regulariser", config.loss.regulariser, conditioner.REGULARISERS)
         conditioner.check(config.conditioner)
-        dtype = jnp.dtype(config.train.dtype)
+        dtype, how = jnp.dtype(config.train.dtype), stack.plan(config.train)
         self.config = config
         self.captions = captions.build(config)
         kind = conditioner.CONDITIONERS[config.conditioner.kind]
         self.maps_words = reads_text(config) and kind.word_level
-        self.encoder = vit.build(config.encoder, dtype)
+        self.encoder = vit.build(config.encoder, dtype, how)
         self.predictor = predictor.Predictor(
             grid=config.encoder.grid,
             out_width=config.encoder.width,
@@ -48,6 +48,7 @@ class TCJepa(ReadsCaptions):
             similarity=config.loss.regulariser,
             others=config.loss.contrast_images if config.loss.contrast else 0,
             dtype=dtype,
+            how=how,
         )
 
     def init(self, rng: Array, batch: Batch) -> PyTree:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jepa_vl.config import Config, ConfigError, one_of
-from jepa_vl.models import crosser, predictor
+from jepa_vl.models import crosser, predictor, stack
 from jepa_vl.models.layers import gather
 from jepa_vl.objectives import losses
 from jepa_vl.objectives.base import (
@@ -78,7 +78,7 @@ class TIJepa(ReadsCaptions):
         Raises:
           ConfigError: a frozen tower is absent or does not fit.
         """
-        dtype = jnp.dtype(config.train.dtype)
+        dtype, how = jnp.dtype(config.train.dtype), stack.plan(config.train)
         self.config = config
         self.code = CODES[config.tijepa.parity]
         self.image = FrozenImage(config)
@@ -86,7 +86,7 @@ class TIJepa(ReadsCaptions):
         if config.tijepa.parity and config.tijepa.width != self.captions.width:
             rule = f"{self.captions.width}, that of the words: with parity they are not projected"
             raise ConfigError("tijepa.width", config.tijepa.width, rule)
-        self.crosser = crosser.Crosser(config.tijepa, dtype)
+        self.crosser = crosser.Crosser(config.tijepa, dtype, how)
         self.encoder = crosser.CrossedImage(self.image.module, self.crosser, self.captions.width)
         self.predictor = predictor.Predictor(
             grid=config.encoder.grid,
@@ -94,6 +94,7 @@ class TIJepa(ReadsCaptions):
             config=config.predictor,
             conditioner=config.conditioner,
             dtype=dtype,
+            how=how,
         )
         one_of("loss.distance", config.loss.distance, losses.DISTANCES)
         self.distance = losses.DISTANCES[config.loss.distance]
@@ -113,6 +114,10 @@ class TIJepa(ReadsCaptions):
     def load_frozen(self) -> PyTree:
         """{image} and, unless words come from a cache, {text}."""
         return self.image.load_frozen() | super().load_frozen()
+
+    def frozen_spec(self) -> PyTree:
+        """Shapes of :meth:`load_frozen`."""
+        return self.image.frozen_spec() | super().frozen_spec()
 
     def target_of(self, params: PyTree) -> PyTree:
         """The crosser."""

@@ -10,16 +10,15 @@ encoder on the visible patches, the predictor once a target block.
 import math
 import re
 from collections import Counter
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
 from jax.interpreters import partial_eval
 
+from jepa_vl import objectives
 from jepa_vl.config import Config
-from jepa_vl.objectives import Objective
-from jepa_vl.objectives.base import Batch
-from jepa_vl.shapes import PyTree
-from jepa_vl.training.state import shapes
+from jepa_vl.training.state import batch_spec, shapes
 from jepa_vl.training.step import gradients
 
 # The first that is found in an operation's scope names its component.
@@ -27,7 +26,7 @@ COMPONENTS = {
     "text": r"\btext\b",
     "image_tower": r"\bimage_tower\b",
     "target": r"\btarget\b",
-    "conditioner": r"\bconditioner_",
+    "conditioner": r"\bconditioner",
     "predictor": r"Predictor\b",
     "encoder": r"",  # whatever is left
 }
@@ -55,15 +54,18 @@ class Flops(NamedTuple):
         return {f"{c}_{way}": part[c] for way, part in parts.items() for c in part if part[c]}
 
 
-def count(config: Config, objective: Objective, batch: Batch, frozen: PyTree) -> Flops:
+def count(config: Config) -> Flops:
     """FLOPs of the gradient of a step; those of optimizer and EMA are element-wise, hence 0.
 
     Args:
       config: resolved. Recomputed activations are not counted: they are not the model's.
-      objective: of that configuration.
-      batch: shapes of the global batch, see ``state.batch_spec``.
-      frozen: arrays or shapes of the weights that nothing updates.
+
+    Raises:
+      ConfigError: a tower or a cache of embeddings that it names is absent.
     """
+    config = replace(config, train=replace(config.train, remat="none"))
+    objective, batch = objectives.build(config), batch_spec(config)
+    frozen = objective.frozen_spec()
     state = shapes(config, objective, batch)
     traced = jax.make_jaxpr(lambda s, f, b: gradients(config, objective, s, f, b)[0])
     whole = traced(state, frozen, batch).jaxpr
