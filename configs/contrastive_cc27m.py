@@ -35,6 +35,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     c.encoder.update(variant=variant, patch_size=patch, image_size=224)
     c.text.update(captions=8, words=64, vocabulary=49_152, width=512, depth=12, heads=8)
     c.train.update(steps=EPOCHS * per_epoch, batch_size=BATCH, dtype="bfloat16")
+    c.train.update(scan_layers=True, remat="dots")
     c.optim.update(lr=5e-4, start_lr=1e-6, final_lr=1e-6, warmup_steps=WARMUP * per_epoch)
     c.optim.update(weight_decay=0.2, final_weight_decay=0.2, b2=0.98, eps=1e-6)
     c.checkpoint.update(every=1000, keep_every=5 * per_epoch)

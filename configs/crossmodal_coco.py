@@ -33,6 +33,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     c.text.update(captions=1, words=32, vocabulary=32_768, width=512, depth=6, heads=8)
     c.predictor.update(width=384, depth=SIZES[size])
     c.train.update(steps=EPOCHS * per_epoch, batch_size=BATCH, dtype="bfloat16")
+    c.train.update(scan_layers=True, remat="dots")
     c.optim.update(lr=1e-3, start_lr=1e-4, final_lr=1e-6, warmup_steps=15 * per_epoch)
     c.optim.update(weight_decay=0.04, final_weight_decay=0.4, ema=0.996, final_ema=1.0)
     c.checkpoint.update(every=5 * per_epoch, keep_every=50 * per_epoch)

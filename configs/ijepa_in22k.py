@@ -35,6 +35,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     c.encoder.update(variant=variant, patch_size=patch, image_size=224)
     c.predictor.update(width=384, depth=depth)
     c.train.update(steps=epochs * per_epoch, batch_size=BATCH, dtype="bfloat16")
+    c.train.update(scan_layers=True, remat="dots")
     c.optim.update(lr=1e-3, start_lr=2e-4, final_lr=1e-6, warmup_steps=3 * per_epoch)
     c.optim.update(weight_decay=0.04, final_weight_decay=0.4, ema=0.996, final_ema=1.0)
     c.checkpoint.update(every=1000, keep_every=5 * per_epoch)

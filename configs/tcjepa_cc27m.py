@@ -40,6 +40,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     c.conditioner.update(kind="word_attention", mlp_ratio=4.0, scale_logits=False)
     c.loss.update(regulariser="paper", sparse=0.1, consistency=0.5)
     c.train.update(steps=EPOCHS * per_epoch, batch_size=BATCH, dtype="bfloat16")
+    c.train.update(scan_layers=True, remat="dots")
     c.optim.update(lr=1e-3, start_lr=1e-4, final_lr=1e-6, warmup_steps=WARMUP * per_epoch)
     c.optim.update(weight_decay=0.04, final_weight_decay=0.4, ema=0.996, final_ema=1.0)
     c.checkpoint.update(every=1000, keep_every=5 * per_epoch)

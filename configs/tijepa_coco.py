@@ -46,6 +46,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     c.predictor.update(width=384, depth=12, heads=12)
     c.masks.target_scale = (0.10, 0.14)
     c.train.update(steps=EPOCHS * per_epoch, batch_size=BATCH, micro_batches=10, dtype="bfloat16")
+    c.train.update(scan_layers=True)
     c.optim.update(lr=1e-3, start_lr=2e-4, final_lr=1e-6, warmup_steps=WARMUP * per_epoch)
     c.optim.update(weight_decay=0.04, final_weight_decay=0.4, ema=0.996, final_ema=1.0)
     c.log.update(diagnostics_every=100, diagnostics_images=BATCH)

@@ -31,7 +31,7 @@ class Chip:
       name: as users write it: v5e, h100.
       kind: regular expression of ``device.device_kind``.
       flops: peak of bfloat16 matrix products, FLOP/s; 0: not known (CPU), so no MFU.
-      hbm: bytes of device memory that programs may use.
+      hbm: bytes of device memory that programs may use; of TPUs what the compiler says.
       bandwidth: of that memory, bytes/s.
       link: of one interconnect link in one direction, bytes/s.
       links: links that one axis of a mesh uses at once (both directions of a ring).
@@ -65,14 +65,14 @@ GIB = 2**30
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("v4", r"TPU v4$", 275e12, 32 * GIB, 1.23e12, 4.5e10, 2, 16, 4, 2, 3, "v4",
-             "tpu-ubuntu2204-base", _ASYNC),
-        Chip("v5e", r"TPU v5 lite", 197e12, 16 * GIB, 8.2e11, 4.5e10, 2, 16, 8, 1, 2, "v5litepod",
-             "v2-alpha-tpuv5-lite", _ASYNC),
-        Chip("v5p", r"TPU v5p?$", 459e12, 95 * GIB, 2.77e12, 9e10, 2, 16, 4, 2, 3, "v5p",
-             "v2-alpha-tpuv5", _ASYNC),
-        Chip("v6e", r"TPU v6 lite", 918e12, 32 * GIB, 1.64e12, 9e10, 2, 16, 8, 1, 2, "v6e",
-             "v2-alpha-tpuv6e", _ASYNC | {"xla_tpu_scoped_vmem_limit_kib": "98304"}),
+        Chip("v4", r"TPU v4$", 275e12, int(30.5 * GIB), 1.23e12, 4.5e10, 2, 16, 4, 2, 3,
+             "v4", "tpu-ubuntu2204-base", _ASYNC),
+        Chip("v5e", r"TPU v5 lite", 197e12, int(15.75 * GIB), 8.2e11, 4.5e10, 2, 16, 8, 1, 2,
+             "v5litepod", "v2-alpha-tpuv5-lite", _ASYNC),
+        Chip("v5p", r"TPU v5p?$", 459e12, int(95.74 * GIB), 2.77e12, 9e10, 2, 16, 4, 2, 3,
+             "v5p", "v2-alpha-tpuv5", _ASYNC),
+        Chip("v6e", r"TPU v6 lite", 918e12, int(31.25 * GIB), 1.64e12, 9e10, 2, 16, 8, 1, 2,
+             "v6e", "v2-alpha-tpuv6e", _ASYNC | {"xla_tpu_scoped_vmem_limit_kib": "98304"}),
         Chip("a100", r"A100", 312e12, 80 * GIB, 2.04e12, 3e11, 1, 8, 8, flags=_GPU),
         Chip("h100", r"H100", 989e12, 80 * GIB, 3.35e12, 4.5e11, 1, 8, 8, flags=_GPU),
         Chip("h200", r"H200", 989e12, 141 * GIB, 4.8e12, 4.5e11, 1, 8, 8, flags=_GPU),

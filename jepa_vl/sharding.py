@@ -5,6 +5,7 @@ and both moments of Adam end in the same names, so one table serves them all. On
 of one.
 """
 
+import functools
 import math
 import re
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 
 from jepa_vl import hardware, tree
 from jepa_vl.config import ConfigError
-from jepa_vl.schema import MeshConfig
+from jepa_vl.schema import MeshConfig, TrainConfig
 from jepa_vl.shapes import Array, PyTree
 
 AXES = ("data", "fsdp", "tensor")
@@ -111,6 +112,18 @@ def mesh_shape(
     return data, fsdp, tensor
 
 
+def check_batch(config: TrainConfig, mesh: Mesh) -> None:
+    """Refuses a batch whose parts do not divide among the devices.
+
+    Raises:
+      ConfigError: names the number that must divide it.
+    """
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    if config.batch_size // config.micro_batches % shards:
+        rule = f"batch_size / micro_batches must divide by {shards} (mesh data x fsdp)"
+        raise ConfigError("train.batch_size", config.batch_size, rule)
+
+
 def parameter_spec(name: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> P:
     """The partition of one leaf of the train state.
 
@@ -149,6 +162,14 @@ def state_shardings(state: PyTree, mesh: Mesh) -> PyTree:
     )
 
 
+def placed_spec(shapes: PyTree, mesh: Mesh) -> PyTree:
+    """Shapes and dtypes with the shardings of the table."""
+    shardings = state_shardings(shapes, mesh)
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
+    )
+
+
 def place(weights: PyTree, mesh: Mesh) -> PyTree:
     """Puts host arrays, the same in all processes, where the table wants them."""
 
@@ -175,6 +196,44 @@ def constrain(x: Array, *axes: str | None) -> Array:
     if mesh.empty:
         return x
     return jax.lax.with_sharding_constraint(x, _spec(axes, x.shape, mesh, ACTIVATION_TO_MESH))
+
+
+def whole(kernel: Array, name: str) -> Array:
+    """A kernel as its product reads it: all of axis fsdp on each device; tensor stays.
+
+    Its gradient goes back to where the parameter lives. Without this the partitioner rotates the
+    shards of every kernel through each product: the compiled step is several times larger, and
+    weights travel as often.
+
+    Args:
+      kernel: of any dtype; that of the product saves bytes.
+      name: of the parameter, see :data:`PARAMETER_AXES`.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.shape["fsdp"] == 1:
+        return kernel
+    return _whole(kernel, name)
+
+
+def _specs(name: str, shape: tuple[int, ...]) -> tuple[P, P]:
+    """Where a parameter lives, and where its products read it."""
+    spec = parameter_spec(name, shape, jax.sharding.get_abstract_mesh())
+    return spec, P(*(None if entry == "fsdp" else entry for entry in spec))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _whole(kernel: Array, name: str) -> Array:
+    return jax.lax.with_sharding_constraint(kernel, _specs(name, kernel.shape)[1])
+
+
+def _whole_backward(name: str, residual: None, grad: Array) -> tuple[Array]:
+    home, gathered = _specs(name, grad.shape)
+    # Sum first, then keep the own part; without the first line this becomes a loop of its own.
+    grad = jax.lax.with_sharding_constraint(grad, gathered)
+    return (jax.lax.with_sharding_constraint(grad, home),)
+
+
+_whole.defvjp(lambda kernel, name: (_whole(kernel, name), None), _whole_backward)
 
 
 def constrain_stacked(layers: PyTree) -> PyTree:

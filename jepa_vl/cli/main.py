@@ -27,6 +27,8 @@ SHAPES = {  # what the option's value stands for, and its help
     "--config": ("FILE[:ARGS]", "Python file with get_config(); ARGS are passed to it"),
     "--workdir": ("DIR", "folder of the run: checkpoints, metrics.jsonl, result.json"),
     "--what": ("WHAT", "config, params, shardings, flops, masks or batch"),
+    "--topology": ("NAME", "v5e-256, v5p-512 (TensorCores, two a chip), 2xv6e-64, cpu-8"),
+    "--search": ("", ""),  # a switch
     "--step": ("N", ""),
     "--branch": ("BRANCH", ""),
     "--name": ("NAMES", ""),
@@ -81,6 +83,17 @@ VERBS = {
         config="",
         what="",
         out="folder of the pictures (default: preview)",
+    ),
+    "compile": Verb(
+        "compile a run for machines that are not here: does it fit, how fast can it be?",
+        "Compiles the real training step with the TPU compiler ([tpu] extra; no TPU is needed)\n"
+        "and prints memory on each device, FLOPs, collectives and a bound on the time of a step.\n"
+        "Exit code 1 where it does not fit.\n\n" + OVERRIDES,
+        "jepa-vl compile --config configs/tcjepa_in1k.py:size=L --topology v5e-256",
+        config="",
+        topology="",
+        search="try batch x recomputation x mesh and print the best three that fit",
+        json="file to write the same numbers to",
     ),
     "data check": Verb(
         "count, measure and time a data set before a run",

@@ -14,7 +14,7 @@ from flax import linen as nn
 
 from jepa_vl.models import fast
 from jepa_vl.shapes import Array
-from jepa_vl.sharding import constrain
+from jepa_vl.sharding import constrain, whole
 
 EPS = 1e-6  # of every affine LayerNorm that we train (torch's default would be 1e-5)
 INIT_STD = 0.02
@@ -89,7 +89,8 @@ class Dense(nn.Module):
     def __call__(self, x: Array) -> Array:
         """[..., I] -> [..., O]."""
         kernel = self.param("kernel", self.init, (x.shape[-1], self.features))
-        y = fast.dense(x.astype(self.dtype), kernel.astype(self.dtype))
+        kernel = whole(kernel.astype(self.dtype), "/".join((*self.path, "kernel")))
+        y = fast.dense(x.astype(self.dtype), kernel)
         if self.use_bias:
             y = y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
         return y

@@ -13,6 +13,7 @@ from jepa_vl.models.layers import NORMAL, Block, LayerNorm, gather, sincos_table
 from jepa_vl.models.stack import PLAIN, Plan, run_blocks
 from jepa_vl.schema import EncoderConfig
 from jepa_vl.shapes import Array, PyTree, check_shape
+from jepa_vl.sharding import whole
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -79,8 +80,8 @@ class ViT(nn.Module):
             position = table[None]
         else:
             patches, position = gather(patches, ctx_idx), table[ctx_idx]
-        flat = kernel.reshape(-1, self.width).astype(self.dtype)
-        x = fast.dense(patches.astype(self.dtype), flat).astype(jnp.float32) + bias + position
+        kernel = whole(kernel.astype(self.dtype), "patch_kernel").reshape(-1, self.width)
+        x = fast.dense(patches.astype(self.dtype), kernel).astype(jnp.float32) + bias + position
         make = functools.partial(Block, self.heads, self.mlp_width, self.dtype)
         below = self.depth + 1 - max(keep, 1)
         x = run_blocks(self, make, below, x, ctx_valid, how=self.how)

@@ -38,10 +38,7 @@ class Run:
         self.began = time.monotonic()
         self.train_source, self.held_out = sources.open_sources(config)
         self.mesh = sharding.make_mesh(config.mesh)
-        shards = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
-        if config.train.batch_size // config.train.micro_batches % shards:
-            rule = f"batch_size / micro_batches must divide by {shards} (mesh data x fsdp)"
-            raise ConfigError("train.batch_size", config.train.batch_size, rule)
+        sharding.check_batch(config.train, self.mesh)
         compile_cache.enable(config.train.compile_cache)
         self.objective = objectives.build(config)
         self.spec = train_state.batch_spec(config)

@@ -84,11 +84,7 @@ def shapes(config: Config, objective: Objective, batch: Batch) -> TrainState:
 
 def abstract(config: Config, objective: Objective, batch: Batch, mesh: Mesh) -> TrainState:
     """As :func:`shapes`, with the shardings on a mesh."""
-    found = shapes(config, objective, batch)
-    shardings = sharding.state_shardings(found, mesh)
-    return jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), found, shardings
-    )
+    return sharding.placed_spec(shapes(config, objective, batch), mesh)
 
 
 def create(config: Config, objective: Objective, batch: Batch, mesh: Mesh) -> TrainState:

@@ -1,0 +1,155 @@
+"""Do the published sizes of TC-JEPA fit on pods, and how fast could they be? Compiled, never run.
+
+    python benchmarks/pods.py --out launch/pods.json
+
+Goes on where it stopped; a case is one run of ``jepa-vl compile``. Needs the [tpu] extra, minutes of
+CPU a case. ``--report launch/pods.md`` writes the table.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jepa_vl.cli import configs
+from jepa_vl.data import embeddings
+from jepa_vl.schema import TextConfig
+from jepa_vl.training import flops
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPE = ROOT / "configs" / "tcjepa_in1k.py"
+GIB = 2**30
+# Name -> argument of the recipe, overrides. The paper trains B, L and H; g is I-JEPA's.
+SIZES = {
+    "B/16": ("size=B", {}),
+    "L/16": ("size=L", {}),
+    "H/14": ("size=H14", {}),
+    "g/16": ("size=L", {"encoder.variant": "g", "predictor.depth": "16"}),
+}
+TOPOLOGIES = ("v5e-64", "v5e-256", "v5p-128", "v6e-64")
+# T5-base, as its config.json describes it: shapes are all that is needed here.
+T5_BASE = {
+    "model_type": "t5", "vocab_size": 32128, "d_model": 768, "d_kv": 64, "d_ff": 3072,
+    "num_layers": 12, "num_heads": 12, "relative_attention_num_buckets": 32,
+}  # fmt: skip
+
+
+def text_folders(folder: Path) -> dict[str, dict[str, str]]:
+    """Overrides for captions embedded ahead, and by T5 in each step."""
+    tower, cache = folder / "t5", folder / "cache"
+    tower.mkdir()
+    (tower / "config.json").write_text(json.dumps(T5_BASE))
+    config = TextConfig(kind="t5", path=str(tower), words=64)
+    states = np.zeros((config.words, T5_BASE["d_model"]), np.float32)
+    embeddings.write(cache, config, "{}", [("a caption", states)])
+    return {
+        "cached": {"text.kind": "cached", "text.path": str(cache)},
+        "t5": {"text.kind": "t5", "text.path": str(tower)},
+    }
+
+
+def compiled(argument: str, overrides: dict[str, str], topology: str) -> dict[str, Any]:
+    """What ``jepa-vl compile`` says; the next policy of recomputation where it does not fit."""
+    for remat in ("dots", "full"):
+        with tempfile.TemporaryDirectory() as folder:
+            out = Path(folder) / "out.json"
+            values = {"data.path": "unread", **overrides, "train.remat": remat}
+            command = [
+                sys.executable, "-m", "jepa_vl", "compile", "--config", f"{RECIPE}:{argument}",
+                "--topology", topology, "--json", str(out),
+                *(f"--config.{key}={value}" for key, value in values.items()),
+            ]  # fmt: skip
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+            if done.returncode not in (0, 1):
+                raise RuntimeError(done.stderr)
+            found = json.loads(out.read_text()) | {"remat": remat}
+        if found["fits"]:
+            break
+    return found
+
+
+def model_flops(argument: str, overrides: dict[str, str]) -> dict[str, int]:
+    """Model FLOPs of a step by component and direction."""
+    values = {"data.path": "unread", **overrides}
+    pairs = [configs.Override(key, value) for key, value in values.items()]
+    return flops.count(configs.load(f"{RECIPE}:{argument}", pairs)).by_component()
+
+
+def extra(argument: str, overrides: dict[str, str], texts: dict[str, dict]) -> dict[str, float]:
+    """What captions cost: FLOPs over those of I-JEPA, whose last predictor layer does less."""
+    plain = {**overrides, "objective": "ijepa", "loss.regulariser": "off"}
+    base = sum(model_flops(argument, plain).values())
+    return {
+        name: sum(model_flops(argument, overrides | text).values()) / base - 1
+        for name, text in texts.items()
+    }
+
+
+def table(found: dict[str, Any]) -> str:
+    """The results as Markdown."""
+    head = (
+        "size", "on", "remat", "fits", "GiB a device", "state", "temporaries",
+        "FLOPs, compiled / model", "all-gather, all-reduce GB", "compute, memory, network ms",
+        "bound: images/s", "MFU", "chip-hours",
+    )  # fmt: skip
+    rows = [head, ("---",) * len(head)]
+    for case, one in found["cases"].items():
+        size, topology = case.split(" on ")
+        rows.append((size, topology, one["remat"], *_cells(one)))
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    lines += ["", "| size | cached embeddings | T5-base in each step |", "|---|---|---|"]
+    for size, share in found["extra_flops"].items():
+        lines.append(f"| {size} | +{share['cached']:.1%} | +{share['t5']:.1%} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cells(one: dict[str, Any]) -> tuple[str, ...]:
+    memory, bound = one["bytes_per_device"], one["bound"]
+    state = sum(memory[name] for name in ("params", "target", "optimizer"))
+    sizes = (memory["total"], state, memory["temporaries"])
+    fits = "yes" if one["fits"] else "**no**"
+    cells = (fits, *(f"{size / GIB:.2f}" for size in sizes))
+    if bound is None:
+        return (*cells, *("-",) * 6)
+    ratio = one["flops"]["compiler"] / one["flops"]["analytic"]
+    kinds = (one["collectives"].get(kind, {"bytes": 0}) for kind in ("all-gather", "all-reduce"))
+    gathered = ", ".join(f"{kind['bytes'] / 1e9:.2f}" for kind in kinds)
+    peaks = ", ".join(f"{1e3 * value:.1f}" for value in one["seconds_at_peak"].values())
+    speed = f"{bound['images_per_second']:,.0f}", f"{bound['mfu']:.2f}"
+    return (*cells, f"{ratio:.3f}", gathered, peaks, *speed, f"{bound['chip_hours']:,.0f}")
+
+
+def main() -> None:
+    """Compiles what is not in the file yet."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, required=True, help="JSON file, read and written")
+    parser.add_argument("--report", type=Path, help="Markdown file; nothing is compiled")
+    args = parser.parse_args()
+    found = json.loads(args.out.read_text()) if args.out.exists() else {}
+    found = {"cases": {}, "extra_flops": {}, **found}
+    if args.report:
+        args.report.write_text(table(found))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        texts = text_folders(Path(folder))
+        for size, (argument, overrides) in SIZES.items():
+            if size not in found["extra_flops"]:
+                found["extra_flops"][size] = extra(argument, overrides, texts)
+                args.out.write_text(json.dumps(found, indent=1) + "\n")
+        for topology in TOPOLOGIES:
+            for size, (argument, overrides) in SIZES.items():
+                case = f"{size} on {topology}"
+                if case in found["cases"]:
+                    continue
+                found["cases"][case] = compiled(argument, overrides | texts["cached"], topology)
+                args.out.write_text(json.dumps(found, indent=1) + "\n")
+                print(case, "done", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,202 @@
+"""``jepa-vl compile``: does a run fit on machines that are not here, and how fast can it be?"""
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from jepa_vl.cli import configs
+from jepa_vl.cli.columns import columns
+from jepa_vl.cli.train import writable
+from jepa_vl.config import Config, ConfigError
+
+GIB = 2**30
+DOES_NOT_FIT = 1
+SHOWN = 3  # of a search
+ASSUMPTIONS = """\
+(peaks of bfloat16 products, memory and one ring of links in both directions; all three overlap,
+nothing waits for data, and slices are as well connected as chips: a bound, not a forecast)"""
+
+
+def run(args: argparse.Namespace, overrides: Sequence[configs.Override]) -> int:
+    """Prints the table of a step, or of the best steps of a search.
+
+    Returns:
+      0, or 1 if it does not fit (of a search: if nothing does).
+
+    Raises:
+      ConfigError: a bad configuration or topology, or no TPU compiler.
+    """
+    from jepa_vl.training import topology
+
+    where = topology.parse(args.topology)
+    config = configs.load(args.config, overrides)
+    if args.json:
+        writable("--json", str(Path(args.json).absolute().parent))
+    topology.prepare(where)
+    devices = topology.devices(where)
+    tried = [
+        _tried(c, where, devices, args.search) for c in _candidates(config, where, args.search)
+    ]
+    fitting = sorted(
+        (t for t in tried if t[1] is not None and t[1].fits is not False), key=_slowness
+    )
+    if args.search:
+        print()
+        print("\n".join(_ranking(fitting[:SHOWN])))
+    best = fitting[0] if fitting else tried[0]
+    if best[1] is None:
+        raise ConfigError("--topology", args.topology, f"nothing could be compiled: {best[2]}")
+    if not args.search:
+        print("\n".join(_table(best[1])))
+    if args.json:
+        parts = [_json(*t) for t in tried] if args.search else best[1].to_json()
+        Path(args.json).write_text(json.dumps(parts, indent=2) + "\n")
+    return 0 if fitting else DOES_NOT_FIT
+
+
+Tried = tuple[Config, Any, str]  # configuration, what was found, why nothing was
+
+
+def _candidates(config: Config, where: Any, search: bool) -> Iterator[Config]:
+    """The configuration, or for a search: batch x what is kept x fsdp."""
+    if not search:
+        yield config
+        return
+    widest = max(1, where.chip.fsdp)
+    sizes = sorted({1, max(1, widest // 4), widest, where.devices // where.slices})
+    for batch in (config.train.batch_size, 2 * config.train.batch_size):
+        for fsdp in (size for size in sizes if where.devices // where.slices % size == 0):
+            for remat in ("none", "dots", "full"):
+                train = replace(config.train, batch_size=batch, remat=remat)
+                mesh = replace(config.mesh, data=-1, fsdp=fsdp)
+                yield replace(config, train=train, mesh=mesh)
+
+
+def _tried(config: Config, where: Any, devices: list[Any], search: bool) -> Tried:
+    from jepa_vl.training import aot
+
+    if not search:
+        return config, aot.compile_step(config, where, devices), ""
+    name = f"batch {config.train.batch_size}, fsdp {config.mesh.fsdp}, remat {config.train.remat}"
+    try:
+        found = aot.compile_step(config, where, devices)
+    except ConfigError as error:
+        print(f"{name}: {error}", flush=True)
+        return config, None, str(error)
+    fits = {True: "fits", False: "does not fit", None: "memory not known"}[found.fits]
+    print(f"{name}: {fits}, {found.total / GIB:.2f} GiB{_rate(found)}", flush=True)
+    return config, found, ""
+
+
+def _rate(found: Any) -> str:
+    bound = found.bound
+    return f", at most {bound['images_per_second']:,.0f} images/s" if bound else ""
+
+
+def _slowness(tried: Tried) -> tuple[float, int]:
+    """Seconds an image, then memory; lowest first."""
+    found = tried[1]
+    return (found.bound["step_seconds"] / found.images if found.bound else 0.0, found.total)
+
+
+def _json(config: Config, found: Any, why: str) -> dict[str, Any]:
+    tried = {
+        "batch_size": config.train.batch_size,
+        "remat": config.train.remat,
+        "fsdp": config.mesh.fsdp,
+    }
+    return tried | (found.to_json() if found is not None else {"refused": why})
+
+
+def _ranking(best: Sequence[Tried]) -> list[str]:
+    if not best:
+        return ["nothing of this fits"]
+    rows = [
+        (
+            str(config.train.batch_size),
+            config.train.remat,
+            " x ".join(map(str, found.mesh.values())),
+            f"{found.total / GIB:.2f}",
+            *(_bound_cells(found)),
+        )
+        for config, found, _ in best
+    ]
+    head = ("batch", "remat", "data x fsdp x tensor", "GiB/device", "images/s, bound", "MFU, bound")
+    first = best[0][0]
+    flags = (
+        f"--config.train.batch_size={first.train.batch_size} "
+        f"--config.train.remat={first.train.remat} --config.mesh.fsdp={first.mesh.fsdp}"
+    )
+    return [*columns([head, *rows], right=(0, 3, 4, 5)), "", f"the first: {flags}", ASSUMPTIONS]
+
+
+def _bound_cells(found: Any) -> tuple[str, str]:
+    bound = found.bound
+    return (f"{bound['images_per_second']:,.0f}", f"{bound['mfu']:.2f}") if bound else ("-", "-")
+
+
+def _table(found: Any) -> list[str]:
+    mesh = " x ".join(f"{name} {size}" for name, size in found.mesh.items())
+    lines = [
+        f"{found.topology}: {found.devices} devices, mesh {mesh}; "
+        f"compiled in {found.seconds:.0f} s",
+        "",
+    ]
+    rows = [(name.replace("_", " "), f"{size / GIB:.3f}") for name, size in found.memory.items()]
+    rows += [("total", f"{found.total / GIB:.3f}")]
+    lines += columns([("on each device", "GiB"), *rows], right=(1,))
+    lines += [_verdict(found), ""]
+    lines += _flops(found)
+    lines += _collectives(found)
+    return lines + _bounds(found)
+
+
+def _verdict(found: Any) -> str:
+    if found.fits is None:
+        return "the memory of such a device is not known"
+    room = (found.hbm - found.total) / GIB
+    if found.fits:
+        return f"fits: {room:.2f} of {found.hbm / GIB:.2f} GiB are left"
+    return f"does not fit: {-room:.2f} GiB more than the {found.hbm / GIB:.2f} GiB of a device"
+
+
+def _flops(found: Any) -> list[str]:
+    total = sum(found.analytic.values())
+    rows = [
+        (name.replace("_", " "), f"{count / 1e12:,.3f}", f"{count / total:.1%}")
+        for name, count in found.analytic.items()
+    ]
+    rows += [("total", f"{total / 1e12:,.3f}", "100.0%")]
+    lines = columns([("model, a step", "TFLOPs", "share"), *rows], right=(1, 2))
+    if found.compiler:
+        ratio = found.compiler / total
+        lines += [f"the compiled step does {found.compiler / 1e12:,.3f}, {ratio:.3f} of it"]
+    return [*lines, ""]
+
+
+def _collectives(found: Any) -> list[str]:
+    if not found.compiler:
+        return []
+    rows = [
+        (kind, f"{part['count']:,}", f"{part['bytes'] / 1e9:,.3f}")
+        for kind, part in found.collectives.items()
+    ]
+    lines = columns([("collective, a step", "runs", "GB of results"), *rows], right=(1, 2))
+    return [*lines, f"to and from memory: {found.moved / 1e9:,.2f} GB on each device", ""]
+
+
+def _bounds(found: Any) -> list[str]:
+    if found.bound is None:
+        return []
+    parts = ", ".join(f"{name} {1e3 * value:,.1f} ms" for name, value in found.bounds.items())
+    bound = found.bound
+    return [
+        f"at peak: {parts}",
+        f"bound: step {1e3 * bound['step_seconds']:,.1f} ms, MFU {bound['mfu']:.2f}, "
+        f"{bound['images_per_second']:,.0f} images/s; {found.steps:,} steps of {found.images:,} "
+        f"images: {bound['hours']:,.1f} h, {bound['chip_hours']:,.0f} chip-hours",
+        ASSUMPTIONS,
+    ]
