@@ -66,9 +66,11 @@ def make_mesh(config: MeshConfig, devices: list | None = None) -> Mesh:
     types = (AxisType.Auto,) * len(AXES)
     if slices > 1:
         within = (shape[0] // slices, *shape[1:])
-        array = mesh_utils.create_hybrid_device_mesh(within, (slices, 1, 1), devices)
+        array = mesh_utils.create_hybrid_device_mesh(
+            within, (slices, 1, 1), devices, allow_split_physical_axes=True
+        )
     elif devices[0].platform == "tpu":
-        array = mesh_utils.create_device_mesh(shape, devices)
+        array = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     else:  # in the order of processes, so that fsdp and tensor stay within a host
         array = np.array(devices).reshape(shape)
     return Mesh(array, AXES, axis_types=types)
