@@ -68,17 +68,6 @@ def test_a_run_that_is_stopped_after_two_steps_and_goes_on_equals_an_unbroken_on
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_mesh_of_eight_equals_one_device(method):
-    sizes = {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2}
-    one = Bench(tiny(objective=method, **{"mesh.data": 1}))
-    many = Bench(tiny(objective=method, **sizes), devices=8)
-    feed = batches(one.config, 2)
-    for a, b in zip(one.run(feed), many.run(feed), strict=True):
-        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
-        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-5)
-
-
-@pytest.mark.parametrize("method", METHODS)
 def test_the_loss_falls_on_one_batch_and_the_step_compiles_once(method):
     overrides = {"mesh.data": 1, "train.steps": 40, "optim.ema": 1.0}
     bench = Bench(tiny(objective=method, **overrides))

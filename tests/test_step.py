@@ -129,17 +129,6 @@ def test_micro_batches_give_the_same_step():
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-5)
 
 
-@pytest.mark.parametrize("objective", ["ijepa", "tcjepa"])
-@pytest.mark.parametrize("shape", [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 4, 2)])
-def test_a_mesh_of_eight_equals_one_device(objective, shape):
-    sizes = dict(zip(("mesh.data", "mesh.fsdp", "mesh.tensor"), shape, strict=True))
-    feed, one = on_one_device(objective)
-    many = Bench(tiny(objective=objective, **sizes), devices=8).run(feed)
-    for a, b in zip(one, many, strict=True):
-        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
-        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-5)
-
-
 @pytest.mark.usefixtures("quick_compilation")
 def test_parameters_target_and_moments_are_sharded_alike():
     bench = Bench(tiny(**{"mesh.fsdp": 4, "mesh.tensor": 2, "mesh.data": 1}), devices=8)

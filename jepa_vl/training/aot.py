@@ -185,7 +185,8 @@ def _measure(found: Compiled, compiled: Any, where: topology.Topology) -> Compil
     memory = found.memory | {
         "temporaries": sizes.temp_size_in_bytes,
         "code": sizes.generated_code_size_in_bytes,
-        "padding_and_outputs": padding + own_outputs,
+        "padding": padding,
+        "outputs": own_outputs,
     }
     traffic, by_kind = 0.0, {}
     for part in program.collectives():

@@ -1,0 +1,123 @@
+"""What is read from a compiled program: counts by hand, loops as often as they run."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jepa_vl.training import hlo
+
+TEXT = """\
+HloModule step, is_scheduled=true
+
+%fused_computation (param_0: bf16[12,8,128], param_1: s32[]) -> bf16[8,128] {
+  %param_0 = bf16[12,8,128]{2,1,0:T(8,128)(2,1)} parameter(0)
+  %param_1 = s32[]{:T(128)} parameter(1)
+  %slice = bf16[1,8,128]{2,1,0:T(8,128)(2,1)} dynamic-slice(%param_0, %param_1), dynamic_slice_sizes={1,8,128}
+  ROOT %bitcast = bf16[8,128]{1,0:T(8,128)(2,1)} bitcast(%slice)
+}
+
+%fused_product (param_0.1: bf16[8,128], param_1.1: bf16[128,256]) -> bf16[8,256] {
+  %param_0.1 = bf16[8,128]{1,0:T(8,128)(2,1)} parameter(0)
+  %param_1.1 = bf16[128,256]{1,0:T(8,128)(2,1)} parameter(1)
+  ROOT %convolution = bf16[8,256]{1,0:T(8,128)(2,1)} convolution(%param_0.1, %param_1.1), dim_labels=bf_io->bf
+}
+
+%condition (p: (s32[], bf16[12,8,128], /*index=2*/bf16[128,256])) -> pred[] {
+  %p = (s32[]{:T(128)}, bf16[12,8,128]{2,1,0}, /*index=2*/bf16[128,256]{1,0}) parameter(0)
+  %limit = s32[]{:T(128)} constant(12)
+  %i = s32[]{:T(128)} get-tuple-element(%p), index=0
+  ROOT %less = pred[]{:T(512)} compare(%i, %limit), direction=LT
+}
+
+%body (q: (s32[], bf16[12,8,128], bf16[128,256])) -> (s32[], bf16[12,8,128], bf16[128,256]) {
+  %q = (s32[]{:T(128)}, bf16[12,8,128]{2,1,0}, bf16[128,256]{1,0}) parameter(0)
+  %j = s32[]{:T(128)} get-tuple-element(%q), index=0
+  %stack = bf16[12,8,128]{2,1,0:T(8,128)(2,1)} get-tuple-element(%q), index=1
+  %weights = bf16[128,256]{1,0:T(8,128)(2,1)} get-tuple-element(%q), index=2
+  %layer = bf16[8,128]{1,0:T(8,128)(2,1)S(1)} fusion(%stack, %j), kind=kLoop, calls=%fused_computation
+  %product = bf16[8,256]{1,0:T(8,128)(2,1)S(1)} fusion(%layer, %weights), kind=kOutput, calls=%fused_product
+  %gathered = bf16[16,256]{1,0:T(8,128)(2,1)S(1)} all-gather(%product), channel_id=3, replica_groups=mesh['a'=2,'b'=4] {'b'}, dimensions={0}
+  %again = bf16[16,256]{1,0:T(8,128)(2,1)S(1)} all-gather(%product), channel_id=3, replica_groups=mesh['a'=2,'b'=4] {'b'}, dimensions={0}
+  ROOT %next = (s32[]{:T(128)}, bf16[12,8,128]{2,1,0}, bf16[128,256]{1,0}) tuple(%j, %stack, %weights)
+}
+
+ENTRY %main (a: bf16[12,8,128], b: bf16[128,256]) -> f32[256] {
+  %a = bf16[12,8,128]{2,1,0:T(8,128)(2,1)} parameter(0)
+  %b = bf16[128,256]{1,0:T(8,128)(2,1)} parameter(1)
+  %zero = s32[]{:T(128)} constant(0)
+  %start = (s32[]{:T(128)}, bf16[12,8,128]{2,1,0}, bf16[128,256]{1,0}) tuple(%zero, %a, %b)
+  %loop = (s32[]{:T(128)}, bf16[12,8,128]{2,1,0}, bf16[128,256]{1,0}) while(%start), condition=%condition, body=%body
+  %sum = f32[256]{0:T(256)} custom-call(%b), custom_call_target="Sum"
+  ROOT %total = f32[256]{0:T(256)} all-reduce(%sum), channel_id=4, replica_groups=[2,4]<=[8], to_apply=%add
+}
+"""  # noqa: E501
+
+
+@pytest.fixture(scope="module")
+def program():
+    return hlo.Program(TEXT)
+
+
+def test_a_loop_counts_as_often_as_it_runs(program):
+    assert program.runs["body"] == 12 and program.runs["main"] == 1
+    assert program.flops() == 12 * 2 * 8 * 128 * 256
+
+
+def test_collectives_are_counted_once_a_channel_with_the_bytes_of_their_results(program):
+    assert program.collectives() == [
+        hlo.Collective("all-gather", 4, 12, 12 * 16 * 256 * 2),
+        hlo.Collective("all-reduce", 4, 1, 256 * 4),
+    ]
+
+
+def test_of_a_stack_a_slice_moves_and_what_stays_on_the_chip_does_not(program):
+    # A layer of the stack and the weights are read in each round; the products stay on the chip.
+    inside = 12 * (8 * 128 * 2 + 4 + 128 * 256 * 2)
+    inside += 12 * (4 + 4 + 1)  # the loop compares its counter
+    after = (128 * 256 * 2 + 256 * 4) + 2 * 256 * 4
+    assert program.bytes_moved() == inside + after
+
+
+def test_a_loop_of_unknown_length_is_not_guessed():
+    with pytest.raises(ValueError, match="loop: a loop of unknown length"):
+        hlo.Program(TEXT.replace("constant(12)", "parameter(1)")).flops()
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "labels", "window", "expected"),
+    [
+        # A product over a batch, as XLA:TPU writes it: 4 x [8, 16] [16, 32].
+        ((4, 8, 16), (4, 16, 32), "0bf_0io->0bf", "size=4 stride=3 pad=0_0 lhs_dilate=4", 4),
+        ((8, 16), (16, 32), "bf_io->bf", "", 1),
+        # A 3 x 3 convolution with padding of 1 on 5 x 5: corners meet fewer kernel places.
+        ((2, 5, 5, 3), (3, 3, 3, 7), "b01f_01io->b01f", "size=3x3 pad=1_1x1_1", 13 * 13),
+    ],
+)
+def test_padding_is_not_counted_in_convolutions(left, right, labels, window, expected):
+    sizes = {"0bf_0io->0bf": (4, 8, 32), "bf_io->bf": (8, 32), "b01f_01io->b01f": (2, 5, 5, 7)}
+    shape = ",".join(map(str, sizes[labels]))
+    text = f"  %c = f32[{shape}]{{0}} convolution(%l, %r), window={{{window}}}, dim_labels={labels}"
+    operation = hlo._operation(text)
+    batch, inputs, outputs = left[labels.index("b")], right[-2], right[-1]
+    assert hlo._convolution(left, right, operation) == 2 * batch * inputs * outputs * expected
+
+
+def test_a_real_program_of_the_cpu_compiler_is_read():
+    mesh = Mesh(np.array(jax.devices()[:4]), ("x",))
+    rows, whole = NamedSharding(mesh, P("x")), NamedSharding(mesh, P())
+
+    def loss(weights, x):
+        y, _ = jax.lax.scan(lambda y, w: (jnp.tanh(y @ w), None), x, weights)
+        return jnp.mean(y)
+
+    weights = jax.ShapeDtypeStruct((5, 64, 64), jnp.float32, sharding=whole)
+    x = jax.ShapeDtypeStruct((32, 64), jnp.float32, sharding=rows)
+    step = jax.jit(jax.grad(loss), out_shardings=whole)
+    program = hlo.Program(step.lower(weights, x).compile().as_text())
+    forward = 5 * 2 * (32 // 4) * 64 * 64
+    assert program.flops() == 3 * forward  # a loop is one: x of the first layer has a gradient too
+    (summed,) = program.collectives()
+    assert (summed.kind, summed.group, summed.bytes) == ("all-reduce", 4, 5 * 64 * 64 * 4)
