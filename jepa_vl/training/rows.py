@@ -21,7 +21,7 @@ class LateRows:
     def __init__(self, writer: MetricsWriter, reporter: Reporter, clock: Clock, speed: Speed):
         """All of one run."""
         self.writer, self.reporter, self.clock, self.speed = writer, reporter, clock, speed
-        self._held: tuple[int, Metrics, dict[str, Any]] | None = None
+        self._held: tuple[int, float, Metrics, dict[str, Any]] | None = None
 
     def hold(self, step: int, metrics: Metrics, more: dict[str, Any]) -> None:
         """Keeps the row of a step that has been started.
@@ -32,18 +32,18 @@ class LateRows:
           more: what the host knows of this step already; with neither there is no row.
         """
         if metrics or more:
-            self._held = step, metrics, more
+            self._held = step, self.speed.waited(), metrics, more
 
     def write(self) -> None:
         """Writes the row that is held, if one is, when its step is done."""
         if self._held is None:
             return
-        (step, metrics, more), self._held = self._held, None
+        (step, waited, metrics, more), self._held = self._held, None
         row: dict[str, Any] = {}
         if metrics:
             with self.clock.part("step"):
                 fetched = jax.device_get(metrics)
-            row = {**self.speed.row(step), **fetched}
+            row = {**self.speed.row(step, waited), **fetched}
         written = self.writer.write(step, row | more)
         if "loss" in written:
             self.reporter.step(step, written)

@@ -94,8 +94,17 @@ class Speed:
         self.clock, self._count, self._flops = clock, count_flops, 0
         self._step, self._before = start, self._parts()
 
-    def row(self, step: int) -> dict[str, Any]:
+    def waited(self) -> float:
+        """Seconds in which this process waited for batches so far."""
+        return self._parts()["data_wait"]
+
+    def row(self, step: int, waited: float) -> dict[str, Any]:
         """Closes the window at a step that is done, and begins the next one.
+
+        Args:
+          step: its number.
+          waited: :meth:`waited` when it was started: what was waited for since is the next
+            window's.
 
         Returns:
           ``images_per_second`` and ``tokens_per_second`` (:func:`tokens_of_an_image`) of all
@@ -103,7 +112,7 @@ class Speed:
           batch; ``mfu``, the share of the devices' peak that the model's FLOPs are, where it is
           known; ``goodput`` and ``seconds`` of the run so far; :func:`memory`.
         """
-        now = self._parts()
+        now = self._parts() | {"data_wait": waited}
         spent = {part: now[part] - self._before[part] for part in now if part not in BETWEEN}
         seconds, steps = sum(spent.values()), step - self._step
         images = steps * self.batch / seconds
@@ -113,7 +122,7 @@ class Speed:
             out["mfu"] = self._flops_of_a_step() * steps / (seconds * self.peak)
         out |= {"data_wait": spent["data_wait"] / seconds, **memory()}
         out |= {"goodput": self.clock.share(), "seconds": self.clock.running()}
-        self._step, self._before = step, self._parts()
+        self._step, self._before = step, self._parts() | {"data_wait": waited}
         return out
 
     def _parts(self) -> dict[str, float]:
