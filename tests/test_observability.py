@@ -37,7 +37,8 @@ def cache(tmp_path_factory):
 def bare(monkeypatch, cache):
     """Runs without diagnostics and kNN, which are most of a tiny run."""
     monkeypatch.setitem(SMALL, "train.compile_cache", cache)
-    monkeypatch.setattr(loop, "Health", lambda *args: SimpleNamespace(run=lambda state: {}))
+    health = SimpleNamespace(run=lambda state: {}, indices=list)
+    monkeypatch.setattr(loop, "Health", lambda *args: health)
     monkeypatch.setattr(loop.Run, "_make_knn", lambda self, encode: None)
 
 
