@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.tiny import tiny
+
 ROOT = Path(__file__).parents[1]
 SPREAD = {"median", "min", "max", "all"}
 
@@ -89,3 +91,25 @@ def test_decoders_are_compared_with_pillow(tmp_path):
         assert table["pillow"]["times_as_fast"]["of_minima"] == 1
         assert all(row["cpu_ms"].keys() == SPREAD for row in table.values())
         assert all(row["largest_difference"] <= 1 for row in table.values())
+
+
+def test_a_run_tells_how_long_it_waits_for_data(tmp_path, monkeypatch, quick_compilation):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    data_wait, make = (importlib.import_module(name) for name in ("data_wait", "photographs"))
+    make.make_folder(tmp_path, 24, 60, 40)
+    whole = data_wait.make_config(data_wait.parse([f"--data={tmp_path}", "--steps=5"]))
+    assert (whole.encoder.width, whole.encoder.image_size, whole.train.steps) == (384, 224, 8)
+
+    def small(args):
+        data = {"data.kind": "folder", "data.path": args.data, "data.workers": args.workers}
+        rare = {"log.diagnostics_every": 99, "eval.every": 99, "checkpoint.every": 99}
+        return tiny(objective="ijepa", **data, **rare, **{"train.steps": 4})
+
+    monkeypatch.setattr(data_wait, "make_config", small)
+    data_wait.main([f"--data={tmp_path}", "--warmup=1", f"--out={tmp_path / 'out.json'}"])
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert {"question", "machine", "settings", "load_at_start", "load_at_end"} < found.keys()
+    told = found["run"]
+    assert 0 < told["data_wait"] < 1 and len(told["step_seconds"]["all"]) == 3
+    assert told["data_wait_of_a_step"].keys() == SPREAD
+    assert told["images_per_second"] > 0 and told["whole_run"]["seconds"]["step"] > 0

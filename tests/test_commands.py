@@ -128,8 +128,8 @@ def test_the_report_shows_what_the_run_learnt(run, capsys):
     html = page(run)
     assert capsys.readouterr().out.strip() == str(run / "report.html")
     assert headings(html) == [
-        "Result", "Curves", "Masks", "Words on patches", "Pointing game", "Nearest neighbours",
-        "Configuration",
+        "Result", "Curves", "Time", "Masks", "Words on patches", "Pointing game",
+        "Nearest neighbours", "Configuration",
     ]  # fmt: skip
     assert html.count("data:image/png;base64,") >= 2 + 12 + 1
     data = json.loads(re.search(r'id="run">(.+?)</script>', html).group(1))
@@ -157,7 +157,9 @@ def test_the_report_leaves_out_text_where_none_is_read(tmp_path):
     argv = ["train", "--config", f"{TINY}:objective=ijepa", "--workdir", str(workdir), SPREAD]
     assert main([*argv, *words]) == 0
     html = page(workdir)
-    assert headings(html) == ["Result", "Curves", "Masks", "Nearest neighbours", "Configuration"]
+    assert headings(html) == [
+        "Result", "Curves", "Time", "Masks", "Nearest neighbours", "Configuration",
+    ]  # fmt: skip
     assert json.loads((workdir / "result.json").read_text())["text_gain"] is None
 
 
@@ -167,7 +169,7 @@ def test_a_conditioner_that_tells_no_words_apart_trains_and_is_reported_without_
     words += ["--config.conditioner.kind=adaln", "--config.anticollapse.rank=1"]
     assert main(["train", "--config", TINY, "--workdir", str(workdir), SPREAD, *words]) == 0
     assert headings(page(workdir)) == [
-        "Result", "Curves", "Masks", "Nearest neighbours", "Configuration",
+        "Result", "Curves", "Time", "Masks", "Nearest neighbours", "Configuration",
     ]  # fmt: skip
     result = json.loads((workdir / "result.json").read_text())
     assert isinstance(result["text_gain"], float) and result["dead_share"] is None

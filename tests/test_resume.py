@@ -16,6 +16,7 @@ from jepa_vl.cli.main import main
 from jepa_vl.config import resume_diff, to_dict
 from jepa_vl.training import loop
 from jepa_vl.training.checkpoint import load
+from jepa_vl.training.speed import CLOCKED
 from tests.tiny import tiny
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -92,9 +93,8 @@ def assert_same_end(a, b):
     assert flat_left.keys() == flat_right.keys()
     for name in flat_left:
         np.testing.assert_array_equal(flat_left[name], flat_right[name], err_msg=name)
-    clocks = {"seconds", "images_per_second"}
     numbers = [
-        [{k: v for k, v in row.items() if k not in clocks} for row in rows(w)] for w in (a, b)
+        [{k: v for k, v in row.items() if k not in CLOCKED} for row in rows(w)] for w in (a, b)
     ]
     assert numbers[0] == numbers[1]
     assert [row["step"] for row in numbers[0]] == list(range(11))
@@ -149,6 +149,7 @@ def test_a_run_killed_between_its_last_checkpoint_and_its_result_writes_it(run, 
     assert run(unbroken, "--config.data.workers=1")[0] == 0
     after = result(unbroken)
     assert after.pop("seconds") >= before.pop("seconds")
+    assert after.pop("goodput")["seconds"]["lost"] > before.pop("goodput")["seconds"]["lost"]
     assert after == before and after["compiles"] == 1
 
 

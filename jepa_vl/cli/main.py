@@ -38,6 +38,7 @@ SHAPES = {  # what the option's value stands for, and its help
     "--limit": ("N", ""),
     "--hosts": ("N", ""),
     "--step-seconds": ("X", ""),
+    "--profile": ("FIRST:LAST", ""),
 }
 
 
@@ -64,11 +65,13 @@ class Verb:
 VERBS = {
     "train": Verb(
         "pretrain a model, or go on with a run",
-        "Trains to train.steps. A workdir that holds a checkpoint is resumed.\n\n" + OVERRIDES,
+        "Trains to train.steps. A workdir that holds a checkpoint is resumed. A file `profile` in\n"
+        "the workdir traces the next 5 steps, or as many as it says.\n\n" + OVERRIDES,
         "jepa-vl train --config configs/quickstart.py --workdir runs/quickstart "
         "--config.train.steps=500",
         config="",
         workdir="",
+        profile="trace these steps into WORKDIR/profiles; FIRST:LAST:all: in all processes",
     ),
     "preview": Verb(
         "look at a run before it starts",

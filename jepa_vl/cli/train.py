@@ -13,13 +13,15 @@ def run(args: argparse.Namespace, overrides: Sequence[configs.Override]) -> int:
     """Trains; returns the exit code of the run.
 
     Raises:
-      ConfigError: a bad configuration, data or workdir.
+      ConfigError: a bad configuration, data, workdir or window of steps to trace.
     """
     config = configs.load(args.config, overrides)
     workdir = writable("--workdir", args.workdir)
+    from jepa_vl.training import profiling
     from jepa_vl.training.loop import train
 
-    return train(config, workdir)
+    window = profiling.window(args.profile, config.train.steps) if args.profile else None
+    return train(config, workdir, window)
 
 
 def writable(key: str, path: str) -> Path:

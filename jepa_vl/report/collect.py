@@ -10,7 +10,7 @@ from typing import Any
 from jepa_vl.config import Config, ConfigError, flat, resolve, to_dict
 from jepa_vl.report import figures
 from jepa_vl.report.page import Section, render_page
-from jepa_vl.training import metrics
+from jepa_vl.training import goodput, metrics
 
 CURVES = {
     "loss and its parts": [
@@ -36,6 +36,7 @@ CURVES = {
     "gradient norm": ["grad_norm"],
     "gradient, regularisers / prediction": ["regulariser_gradient_ratio"],
     "images a second": ["images_per_second"],
+    "shares: of time well spent, waiting for data, of the peak": ["goodput", "data_wait", "mfu"],
     "learning rate": ["lr"],
 }  # fmt: skip
 READING = """\
@@ -108,7 +109,7 @@ def build(workdir: Path, say: Callable[[str], None]) -> str:
       ConfigError: the workdir holds no run.
     """
     written = read(workdir)
-    sections = [_results(written), _curves(written)]
+    sections = [_results(written), _curves(written), *_time(written)]
     data: dict[str, Any] = {"result": written.result, "config": to_dict(written.config)}
     cards = []
     try:
@@ -143,6 +144,7 @@ def _summary(written: Written) -> list[tuple[str, str]]:
         ("steps", f"{steps} of {config.train.steps}"),
         ("time", _clock(seconds)),
         ("images a second", _number(metrics.speed(written.rows), ".0f")),
+        ("goodput", _number(last("goodput"), ".0%")),
         ("objective", config.objective),
         ("data", _data_name(written)),
         ("seed", str(config.seed)),
@@ -211,6 +213,23 @@ def _curves(written: Written) -> Section:
     plain = [{k: v for k, v in row.items() if k != "knn/pixels"} for row in rows]
     fig = figures.curves(plain, CURVES, across)
     return Section("Curves", READING, [(figures.to_png(fig), "The logged numbers over the steps.")])
+
+
+def _time(written: Written) -> list[Section]:
+    found = written.result.get("goodput")
+    if not found:  # the run goes on, or is older than the clock
+        return []
+    whole = sum(found["seconds"].values())
+    rows = [
+        [part.replace("_", " "), text, f"{found['seconds'][part]:.1f}",
+         f"{found['seconds'][part] / whole:.1%}"]
+        for part, text in goodput.PARTS.items()
+    ]  # fmt: skip
+    text = (
+        "Each moment from the first process of the run to its last is charged to one part. Goodput "
+        f"is the share of training steps whose result was kept: {found['share']:.1%}."
+    )
+    return [Section("Time", text, table=(("part", "what it holds", "seconds", "share"), rows))]
 
 
 def _configuration(written: Written) -> Section:

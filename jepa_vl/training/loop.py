@@ -1,7 +1,6 @@
 """The loop around the step: data, logs, diagnostics, evaluation, checkpoints, a good end."""
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +11,17 @@ from jepa_vl.config import Config, ConfigError, config_hash, resume_diff
 from jepa_vl.data import faults, pipeline, sources
 from jepa_vl.evaluators import features
 from jepa_vl.evaluators.knn import OnlineKnn
-from jepa_vl.training import compile_cache, rebatch, result
+from jepa_vl.training import compile_cache, flops, rebatch, result
 from jepa_vl.training import state as train_state
 from jepa_vl.training.checkpoint import Checkpoints, provenance
 from jepa_vl.training.console import Reporter
+from jepa_vl.training.goodput import Clock
 from jepa_vl.training.health import Health, to_device
 from jepa_vl.training.metrics import MetricsWriter, write_json
+from jepa_vl.training.profiling import Profiler, Window
+from jepa_vl.training.rows import LateRows
 from jepa_vl.training.signals import Stop
+from jepa_vl.training.speed import Speed
 from jepa_vl.training.step import Metrics, make_step
 
 DONE, PREEMPTED, NOT_FINITE = 0, 3, 4
@@ -35,7 +38,7 @@ class Run:
           ConfigError: bad data, a mesh or masks that do not fit, or a workdir of another run.
         """
         self.config, self.workdir, self.total = config, workdir, config.train.steps
-        self.began = time.monotonic()
+        self.clock = Clock()
         self.train_source, self.held_out = sources.open_sources(config)
         self.mesh = sharding.make_mesh(config.mesh)
         sharding.check_batch(config.train, self.mesh)
@@ -45,7 +48,7 @@ class Run:
         self.data, self.meta = pipeline.describe(config, self.train_source), provenance(config)
         workdir.mkdir(parents=True, exist_ok=True)
         self.checkpoints = self._open_checkpoints()
-        self.seconds_before, self.compiles_before = 0.0, 0
+        self.compiles_before = 0
         self.bad_before: dict[str, int] = {}
         self.batch_before, self.saved_step = config.train.batch_size, 0
         self.start = self.done = self._find_start()
@@ -72,7 +75,7 @@ class Run:
         if self.batch_before != config.train.batch_size:
             self._change_batch()
         self._greet()
-        write_json(self.workdir / "config.json", self.meta)
+        write_json(self.workdir / "config.json", self.meta | {"began": self.clock.began})
         encode = features.make_encode(objective.encoder, mesh)
         held_out, log = self.held_out, self.faults
         self.health = Health(config, objective, self.frozen, mesh, held_out, encode, log)
@@ -98,6 +101,7 @@ class Run:
         step = self.checkpoints.latest()
         if step is None:
             rebatch.check_whole(self.workdir)
+            self.clock.start_over(self.workdir, self.meta["config_hash"])
             return 0
         data, meta = self.checkpoints.describe(step)
         self.saved_step, self.batch_before = step, data["global_batch"]
@@ -107,7 +111,8 @@ class Run:
             rule = "holds a run of another configuration; take a new workdir, or undo:\n  "
             raise ConfigError("workdir", str(self.workdir), rule + "\n  ".join(changed))
         spent = meta["spent"]
-        self.seconds_before, self.compiles_before = spent["seconds"], spent["compiles"]
+        self.clock.resume(spent)
+        self.compiles_before = spent["compiles"]
         self.bad_before = spent.get("bad_samples", {})
         pipeline.check_resume(data | {"global_batch": batch}, self.data)
         return rebatch.continue_at(step, self.batch_before, batch)
@@ -154,7 +159,7 @@ class Run:
 
     def seconds(self) -> float:
         """Wall-clock of the run, earlier processes included."""
-        return self.seconds_before + time.monotonic() - self.began
+        return self.clock.running()
 
     def compiles(self) -> int:
         """Compilations of the step by the process that made the last one."""
@@ -176,60 +181,88 @@ class Run:
     def save(self, step: int) -> None:
         """Writes the checkpoint of a step in the background."""
         spent = {"seconds": self.seconds(), "compiles": self.compiles()}
-        spent["bad_samples"] = dict(self.faults.counts)
-        self.checkpoints.save(self.state, step, self.data, self.meta | {"spent": spent})
+        spent |= {"goodput": self.clock.to_save(), "bad_samples": dict(self.faults.counts)}
+        with self.clock.part("checkpoint"):
+            self.checkpoints.save(self.state, step, self.data, self.meta | {"spent": spent})
 
-    def _next(self, stream: pipeline.TrainStream) -> pipeline.Batch:
+    def _examine(self, step: int) -> dict[str, Any]:
+        """As :meth:`examine`; the time of the step itself is not the evaluation's."""
+        c = self.config
+        if step == self.total or not step % c.log.diagnostics_every or not step % c.eval.every:
+            self._wait()
+        with self.clock.part("evaluation"):
+            return self.examine(step)
+
+    def _next(self, stream: pipeline.TrainStream, rows: LateRows) -> pipeline.Batch:
         """The next batch; where the data ends the run, what was trained is saved first."""
         try:
             return next(stream)
         except ConfigError:
+            rows.write()
             if self.done > self.start:
                 self.save(self.done)
             self.checkpoints.close()
             raise
 
-    def train(self, stop: Stop) -> int:
-        """Runs the steps that remain; returns the exit code."""
+    def _wait(self) -> None:
+        """Returns when the newest step is done."""
+        with self.clock.part("step"):
+            jax.block_until_ready(self.state.step)
+
+    def _measure(self) -> LateRows:
+        """Opens what turns steps into rows; the first window of their speed begins here."""
+
+        def count() -> int:
+            return flops.count(self.config, self.objective, self.spec, self.frozen).total
+
+        speed = Speed(self.config, self.spec, self.mesh, self.clock, self.start, count)
+        return LateRows(self.writer, self.reporter, self.clock, speed)
+
+    def train(self, stop: Stop, profile: Window | None = None) -> int:
+        """Runs the steps that remain, traces those of a window; returns the exit code."""
         if not self.writer.rows:
-            self.writer.write(0, self.examine(0))
-        config, previous = self.config, None
-        clock, images = time.monotonic(), 0
+            self.writer.write(0, self._examine(0))
+        config, clock, previous = self.config, self.clock, None
+        rows = self._measure()
+        profiler = Profiler(self.workdir, profile, clock, self.reporter.say, self._wait)
         stream = pipeline.make_batches(config, self.train_source, self.start, log=self.faults)
-        with stream, jax.set_mesh(self.mesh):
+        with stream, profiler, jax.set_mesh(self.mesh):
             for step in range(self.start + 1, self.total + 1):
-                batch = to_device(self._next(stream), self.mesh)
-                self.state, metrics = self.step(self.state, self.frozen, batch)
+                first = step == self.start + 1
+                with profiler.around(step):
+                    with clock.part("init" if first else "data_wait"):
+                        batch = to_device(self._next(stream, rows), self.mesh)
+                    with clock.part("compile" if first else "step"):
+                        self.state, metrics = self.step(self.state, self.frozen, batch)
+                clock.enter("other")
                 self.done = step
-                images += config.train.batch_size
-                row: dict[str, Any] = {}
-                if step % config.log.every == 0 or step in (1, self.total):
-                    jax.block_until_ready(metrics)
-                    rate = images / (time.monotonic() - clock)
-                    row = {"images_per_second": rate, "seconds": self.seconds(), **metrics}
-                    row |= self.faults.metrics()
-                row |= self.examine(step)
-                if row:
-                    written = self.writer.write(step, row)
-                    if "loss" in written:
-                        self.reporter.step(step, written)
-                    clock, images = time.monotonic(), 0
+                rows.write()  # that of the step before, while this one runs
+                logged = step % config.log.every == 0 or step in (1, self.total)
+                more = self.faults.metrics() if logged else {}
+                rows.hold(step, metrics if logged else {}, more | self._examine(step))
                 # One step late, so that no step waits for its own metrics.
-                failed = previous is not None and _gave_up(config, previous)
+                failed = previous is not None and self._gave_up(previous)
                 previous = metrics
                 leaving = stop.requested or failed
                 if step % config.checkpoint.every == 0 or step == self.total or leaving:
+                    self._wait()
+                    rows.write()
                     self.save(step)
                 if failed:
                     return NOT_FINITE
                 if leaving and step < self.total:
                     return PREEMPTED
-        gave_up = previous is not None and _gave_up(config, previous)
+        gave_up = previous is not None and self._gave_up(previous)
         return NOT_FINITE if gave_up else DONE
+
+    def _gave_up(self, metrics: Metrics) -> bool:
+        with self.clock.part("step"):
+            return jax.device_get(metrics["bad_in_a_row"]) >= self.config.train.max_bad_steps
 
     def finish(self, code: int) -> None:
         """Waits for the last checkpoint and leaves result.json, the contract for scripts."""
-        self.checkpoints.close()
+        with self.clock.part("checkpoint"):
+            self.checkpoints.close()
         writer, c = self.writer, self.config
         out = {
             "status": STATUS[code],
@@ -240,6 +273,7 @@ class Run:
             "steps": self.done,
             "seconds": self.seconds(),
             "compiles": self.compiles(),
+            "goodput": self.clock.summary(),
             "images_per_second": writer.speed(),
             "bad_steps": writer.last("bad_steps") or 0,
             "bad_samples": dict(self.faults.counts),
@@ -251,12 +285,13 @@ class Run:
         result.summarise(self.reporter, out, self.workdir)
 
 
-def _gave_up(config: Config, metrics: Metrics) -> bool:
-    return int(metrics["bad_in_a_row"]) >= config.train.max_bad_steps
-
-
-def train(config: Config, workdir: Path) -> int:
+def train(config: Config, workdir: Path, profile: Window | None = None) -> int:
     """Trains to ``train.steps``, resuming by itself from the newest checkpoint of the workdir.
+
+    Args:
+      config: resolved.
+      workdir: of the run; made if it is not there.
+      profile: steps to trace; a file in the workdir asks for others, see :mod:`.profiling`.
 
     Returns:
       The exit code: 0 done, 3 preempted and saved, 4 not finite for too long.
@@ -272,7 +307,7 @@ def train(config: Config, workdir: Path) -> int:
             return DONE
         try:
             run.begin()
-            code = run.train(stop)
+            code = run.train(stop, profile)
             run.finish(code)
         finally:
             run.reporter.close()

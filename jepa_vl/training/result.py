@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from jepa_vl.training import goodput
 from jepa_vl.training.console import Reporter
 from jepa_vl.training.metrics import MetricsWriter
 
@@ -37,6 +38,7 @@ def summarise(reporter: Reporter, result: dict[str, Any], workdir: Path) -> None
     """Says how a run ended; ``result`` is the content of result.json."""
     say, knn = reporter.say, result["knn"]
     say(f"{result['status']}: {result['steps']} steps in {result['seconds']:.0f} s, {workdir}")
+    say(goodput.in_words(result["goodput"]))
     if knn["target"] is not None:
         say(f"kNN (k = {knn['k']}, {knn['classes']} classes, seed {result['seed']})")
         for name in ("target", "untrained", "pixels"):
