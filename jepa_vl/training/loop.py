@@ -213,7 +213,7 @@ class Run:
         """Opens what turns steps into rows; the first window of their speed begins here."""
 
         def count() -> int:
-            return flops.count(self.config, self.objective, self.spec, self.frozen).total
+            return flops.count(self.config).total
 
         speed = Speed(self.config, self.spec, self.mesh, self.clock, self.start, count)
         return LateRows(self.writer, self.reporter, self.clock, speed)
