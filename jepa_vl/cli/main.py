@@ -36,6 +36,12 @@ SHAPES = {  # what the option's value stands for, and its help
     "--limit": ("N", ""),
     "--hosts": ("N", ""),
     "--step-seconds": ("X", ""),
+    "--supervise": ("", ""),  # a switch
+    "--local-processes": ("N", ""),
+    "--max-restarts": ("R", ""),
+    "--coordinator": ("HOST:PORT", ""),
+    "--processes": ("N", ""),
+    "--process": ("K", ""),
 }
 
 
@@ -62,11 +68,20 @@ class Verb:
 VERBS = {
     "train": Verb(
         "pretrain a model, or go on with a run",
-        "Trains to train.steps. A workdir that holds a checkpoint is resumed.\n\n" + OVERRIDES,
+        "Trains to train.steps. A workdir that holds a checkpoint is resumed.\n"
+        "Several processes are one run: on TPU pods, under srun and mpirun and in Jobs of\n"
+        "Kubernetes by themselves, elsewhere by the last three options, or the variables\n"
+        "JEPA_VL_COORDINATOR, JEPA_VL_PROCESSES and JEPA_VL_PROCESS.\n\n" + OVERRIDES,
         "jepa-vl train --config configs/quickstart.py --workdir runs/quickstart "
         "--config.train.steps=500",
         config="",
         workdir="",
+        supervise="start the training as a process of its own, and again when it dies",
+        local_processes="of the supervisor: processes on this machine's CPU (default: 1)",
+        max_restarts="of the supervisor: restarts in a row without a new checkpoint (default: 5)",
+        coordinator="where process 0 is reached",
+        processes="of the run",
+        process="which of them this is: 0 to N - 1",
     ),
     "preview": Verb(
         "look at a run before it starts",

@@ -2,24 +2,54 @@
 
 import argparse
 import os
+import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from jepa_vl.cli import configs
+from jepa_vl.cli import configs, supervise
 from jepa_vl.config import ConfigError
+
+FAILED = 1
 
 
 def run(args: argparse.Namespace, overrides: Sequence[configs.Override]) -> int:
     """Trains; returns the exit code of the run.
 
     Raises:
-      ConfigError: a bad configuration, data or workdir.
+      ConfigError: a bad configuration, data, workdir or process.
     """
     config = configs.load(args.config, overrides)
     workdir = writable("--workdir", args.workdir)
+    if args.supervise:
+        return supervise.run(args, overrides, workdir)
+    supervise.refuse_without(args)
+    supervise.end_with_supervisor()
+    from jepa_vl.training import distributed
     from jepa_vl.training.loop import train
 
-    return train(config, workdir)
+    distributed.initialize(args.coordinator, args.processes, args.process)
+    if distributed.alone():
+        return train(config, workdir)
+    try:
+        if config.log.progress != "off":
+            print(distributed.describe(), flush=True)
+        return train(config, workdir)
+    except BaseException as error:
+        distributed.leave(_tell(error))
+
+
+def _tell(error: BaseException) -> int:
+    """Says what ends a process that others count on; returns its exit code."""
+    from jepa_vl.cli.main import BAD_INPUT, INTERRUPTED, one_line
+
+    if isinstance(error, ConfigError):
+        print(one_line(error), file=sys.stderr)
+        return BAD_INPUT
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED
+    traceback.print_exception(error)
+    return FAILED
 
 
 def writable(key: str, path: str) -> Path:
