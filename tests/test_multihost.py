@@ -31,6 +31,7 @@ def environment(processes: int, **more: str) -> dict[str, str]:
     # The runs are compared with each other alone, so compilation may be quick.
     own = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     own |= {"PYTHONPATH": str(ROOT), "JEPA_VL_HEARTBEAT_SECONDS": "10"}
+    own |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     return os.environ | own | more
 
 
