@@ -1,4 +1,4 @@
-"""The tiny configuration for several processes, each of which may note what it reads, and be struck.
+"""The tiny configuration for several processes, which may note what they read, and be struck.
 
 NOTES is a folder: process K writes K.jsonl there, a line of positions and indices for each batch.
 STRIKE=SIGNAL:PROCESS:STEP sends a signal to a process after a step, once.
@@ -20,6 +20,7 @@ def get_config():
     c.train.steps, c.checkpoint.every, c.checkpoint.keep_last = 8, 4, 2
     c.optim.warmup_steps = c.loss.ramp_steps = 2
     c.log.diagnostics_every = c.eval.every = 1000
+    c.predictor.depth, c.eval.train_images, c.eval.val_images = 1, 16, 8
     return c
 
 

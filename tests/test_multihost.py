@@ -21,8 +21,7 @@ from jepa_vl.training.checkpoint import load
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG, DEVICES = "tests/configs_hosts.py", 4
-SUPERVISOR = "import sys; from jepa_vl.cli import main, supervise; supervise.GRACE = 0.5; "
-SUPERVISOR += "sys.exit(main.main(sys.argv[1:]))"
+SCRIPT = ROOT / "launch" / "local_multiprocess.sh"
 
 
 def environment(processes: int, **more: str) -> dict[str, str]:
@@ -76,9 +75,10 @@ def side_by_side(commands: list[list[str]], **more: str) -> list[tuple[int, str]
 
 
 def supervised(processes: int, command: list[str], **more: str) -> subprocess.CompletedProcess:
-    options = ["--supervise", "--local-processes", str(processes)]
+    options = ["--processes", str(processes), "--devices", str(DEVICES // processes), "--"]
+    more |= {"PYTHON": sys.executable, "JEPA_VL_GRACE_SECONDS": "1"}
     return subprocess.run(
-        [sys.executable, "-c", SUPERVISOR, *command, *options],
+        [SCRIPT, *options, *command[1:]],
         cwd=ROOT, env=environment(processes, **more), capture_output=True, text=True, timeout=300,
     )  # fmt: skip
 
@@ -151,6 +151,24 @@ def one_killed(words, single, tmp_path, processes: int) -> None:
 
 def test_two_processes_of_which_one_is_killed_end_as_one_process(words, single, tmp_path):
     one_killed(words, single, tmp_path, processes=2)
+
+
+def test_the_script_tells_its_command_and_refuses_what_it_does_not_know():
+    def said(*words: str) -> tuple[int, str, str]:
+        environment = os.environ | {"PYTHON": "python"}
+        done = subprocess.run([SCRIPT, *words], env=environment, capture_output=True, text=True)
+        return done.returncode, done.stdout, done.stderr
+
+    train = ("--", "--config", "a.py:x=1", "--workdir", "a b")
+    assert said("--processes", "4", "--dry-run", *train) == (0, (
+        "env JAX_PLATFORMS=cpu XLA_FLAGS=--xla_force_host_platform_device_count=2 "
+        "python -m jepa_vl train --config a.py:x=1 --workdir a\\ b "
+        "--supervise --local-processes 4\n"
+    ), "")  # fmt: skip
+    assert said("--help")[0] == 0
+    for words in (("--devices", "0", *train), ("--devces", "2", *train), ("--dry-run",)):
+        code, out, error = said(*words)
+        assert (code, out, error.count("\n")) == (5, "", 1)
 
 
 @pytest.mark.slow

@@ -59,7 +59,7 @@ else:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    monkeypatch.setattr(supervise, "GRACE", 0.3)
+    monkeypatch.setenv(supervise.GRACE, "0")
     monkeypatch.setattr(supervise, "LONGEST_PAUSE", 0.02)
     for name in supervise.NUMBERS:
         monkeypatch.delenv(name, raising=False)

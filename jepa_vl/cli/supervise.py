@@ -30,7 +30,8 @@ DONE, GAVE_UP, PREEMPTED, NOT_FINITE, BAD_INPUT, INTERRUPTED = 0, 1, 3, 4, 5, 13
 AGREED = (DONE, PREEMPTED, NOT_FINITE)  # all processes of a run leave with these together
 FINAL = (NOT_FINITE, BAD_INPUT, GAVE_UP)
 RESTARTS = 5
-GRACE, POLL, LONGEST_PAUSE = 10.0, 0.05, 60.0  # seconds
+POLL, LONGEST_PAUSE = 0.05, 60.0  # seconds
+GRACE = "JEPA_VL_GRACE_SECONDS"  # that the others have to end when one has died
 LOG = "restarts.jsonl"
 PARENT = "JEPA_VL_SUPERVISOR"
 OWN = (
@@ -140,6 +141,7 @@ class Supervisor:
         self.most, self.told = restarts, told
         self.asked = 0  # signals that asked to stop
         self.host, self.restart, self.fruitless = socket.gethostname(), 0, 0
+        self.grace = whole(GRACE, os.environ.get(GRACE, "10"), 0)
         self._seen = self._size()  # of the log: what others wrote before does not concern us
 
     def run(self) -> int:
@@ -162,6 +164,9 @@ class Supervisor:
                 return code
             if not self._pause():
                 return PREEMPTED
+            code = self._elsewhere()  # which may have taken a moment
+            if code is not None:
+                return code
             self.restart += 1
 
     def _ask(self, number: int, frame: Any) -> None:
@@ -203,7 +208,7 @@ class Supervisor:
                 for child in running:
                     child.process.kill() if asked else child.process.terminate()
                 asked = self.asked
-                deadline = time.monotonic() + GRACE if failed else deadline
+                deadline = time.monotonic() + self.grace if failed else deadline
             elif time.monotonic() > deadline:
                 for child in running:
                     child.process.kill()
