@@ -176,6 +176,19 @@ def test_four_processes_of_which_one_is_killed_end_as_one_process(words, single,
     one_killed(words, single, tmp_path, processes=4)
 
 
+@pytest.mark.slow
+def test_hosts_with_a_supervisor_each_meet_again(words, single, tmp_path):
+    notes, workdir = tmp_path / "notes", tmp_path / "run"
+    notes.mkdir()
+    command = words(workdir, "--supervise")
+    ends = side_by_side([command] * 2, NOTES=str(notes), STRIKE="SIGKILL:1:6")
+    assert [code for code, _ in ends] == [0, 0], ends
+    causes = {row["process"]: row["cause"] for row in lines(workdir / "restarts.jsonl")[:2]}
+    assert causes == {1: "SIGKILL", 0: "SIGABRT, as another process of the run had died"}
+    assert noted(notes, 2) == expected(0, 8)
+    assert_same_end(workdir, single)
+
+
 def test_sigterm_to_one_stops_all_after_the_same_step_and_one_process_goes_on(words, tmp_path):
     notes, workdir = tmp_path / "notes", tmp_path / "run"
     notes.mkdir()

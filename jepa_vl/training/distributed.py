@@ -149,8 +149,8 @@ def _devices(here: int) -> dict[str, Any]:
 
 
 def alone() -> bool:
-    """Is this process the whole run?"""
-    return jax.process_count() == 1
+    """Is this process the whole run? Where nobody was met, no device is touched to tell."""
+    return not jax.distributed.is_initialized() or jax.process_count() == 1
 
 
 def leads() -> bool:
