@@ -39,6 +39,12 @@ SHAPES = {  # what the option's value stands for, and its help
     "--hosts": ("N", ""),
     "--step-seconds": ("X", ""),
     "--profile": ("FIRST:LAST", ""),
+    "--supervise": ("", ""),  # a switch
+    "--local-processes": ("N", ""),
+    "--max-restarts": ("R", ""),
+    "--coordinator": ("HOST:PORT", ""),
+    "--processes": ("N", ""),
+    "--process": ("K", ""),
 }
 
 
@@ -66,12 +72,21 @@ VERBS = {
     "train": Verb(
         "pretrain a model, or go on with a run",
         "Trains to train.steps. A workdir that holds a checkpoint is resumed. A file `profile` in\n"
-        "the workdir traces the next 5 steps, or as many as it says.\n\n" + OVERRIDES,
+        "the workdir traces the next 5 steps, or as many as it says. Several processes are one\n"
+        "run: on TPU pods, under srun and mpirun and in Jobs of Kubernetes by themselves,\n"
+        "elsewhere by the last three options, or the variables JEPA_VL_COORDINATOR,\n"
+        "JEPA_VL_PROCESSES and JEPA_VL_PROCESS.\n\n" + OVERRIDES,
         "jepa-vl train --config configs/quickstart.py --workdir runs/quickstart "
         "--config.train.steps=500",
         config="",
         workdir="",
         profile="trace these steps into WORKDIR/profiles; FIRST:LAST:all: in all processes",
+        supervise="start the training as a process of its own, and again when it dies",
+        local_processes="of the supervisor: processes on this machine's CPU (default: 1)",
+        max_restarts="of the supervisor: restarts in a row without a new checkpoint (default: 5)",
+        coordinator="where process 0 is reached",
+        processes="of the run",
+        process="which of them this is: 0 to N - 1",
     ),
     "preview": Verb(
         "look at a run before it starts",

@@ -2,26 +2,56 @@
 
 import argparse
 import os
+import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from jepa_vl.cli import configs
+from jepa_vl.cli import configs, supervise
 from jepa_vl.config import ConfigError
+
+FAILED = 1
 
 
 def run(args: argparse.Namespace, overrides: Sequence[configs.Override]) -> int:
     """Trains; returns the exit code of the run.
 
     Raises:
-      ConfigError: a bad configuration, data, workdir or window of steps to trace.
+      ConfigError: a bad configuration, data, workdir, process or window of steps to trace.
     """
     config = configs.load(args.config, overrides)
     workdir = writable("--workdir", args.workdir)
-    from jepa_vl.training import profiling
+    if args.supervise:
+        return supervise.run(args, overrides, workdir)
+    supervise.refuse_without(args)
+    supervise.end_with_supervisor()
+    from jepa_vl.training import distributed, profiling
     from jepa_vl.training.loop import train
 
     window = profiling.window(args.profile, config.train.steps) if args.profile else None
-    return train(config, workdir, window)
+
+    distributed.initialize(args.coordinator, args.processes, args.process)
+    if distributed.alone():
+        return train(config, workdir, window)
+    try:
+        if config.log.progress != "off":
+            print(distributed.describe(), flush=True)
+        return train(config, workdir, window)
+    except BaseException as error:
+        distributed.leave(_tell(error))
+
+
+def _tell(error: BaseException) -> int:
+    """Says what ends a process that others count on; returns its exit code."""
+    from jepa_vl.cli.main import BAD_INPUT, INTERRUPTED, one_line
+
+    if isinstance(error, ConfigError):
+        print(one_line(error), file=sys.stderr)
+        return BAD_INPUT
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED
+    traceback.print_exception(error)
+    return FAILED
 
 
 def writable(key: str, path: str) -> Path:

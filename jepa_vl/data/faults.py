@@ -180,6 +180,7 @@ class Log:
         """
         self.most, self.path = most, path
         self.counts = collections.Counter(counts or {})
+        self.elsewhere = collections.Counter[str]()  # as of other processes of this run
         self._left_out: dict[str, int] = {}  # name of an indexed source -> samples
         self._window: collections.deque[tuple[int, list[str]]] = collections.deque()
         self._listed: set[tuple] = set()
@@ -267,14 +268,19 @@ class Log:
         )
         raise ConfigError("data.max_bad_share", self.most, rule)
 
+    def total(self) -> collections.Counter[str]:
+        """Images replaced since the run began, by cause; of other processes those told of."""
+        return self.counts + self.elsewhere
+
     def metrics(self) -> dict[str, int]:
         """``data/bad``, images replaced since the run began, and ``data/bad/CAUSE`` of each.
 
         ``data/left_out``: faults of the indices that were checked.
         """
-        parts = {f"data/bad/{cause}": count for cause, count in sorted(self.counts.items())}
+        total = self.total()
+        parts = {f"data/bad/{cause}": count for cause, count in sorted(total.items())}
         left_out = sum(self._left_out.values())
-        return {"data/bad": self.counts.total(), **parts, "data/left_out": left_out}
+        return {"data/bad": total.total(), **parts, "data/left_out": left_out}
 
 
 def _identity(row: dict[str, Any]) -> tuple:

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from jepa_vl.config import Config, ConfigError
 from jepa_vl.data import faults, pipeline
@@ -22,6 +22,11 @@ from jepa_vl.sharding import batch_sharding, replicated
 Encode = Callable[[PyTree, Array], Array]
 # images, uint8 [b, H, W, 3], and the labels of those that are no padding, int [<= b]
 Batch = tuple[Array, Array]
+
+
+def from_all_hosts(array: Array, place: NamedSharding) -> Array:
+    """An array that every host has whole, spread over the devices of all."""
+    return jax.make_array_from_callback(array.shape, place, lambda part: array[part])
 
 
 def make_encode(encoder: Any, mesh: Mesh, layers: int = 1) -> Encode:
@@ -42,13 +47,12 @@ def make_encode(encoder: Any, mesh: Mesh, layers: int = 1) -> Encode:
             tokens = last_layers(encoder, params, images, layers)
         return jnp.mean(tokens, axis=1)
 
-    compiled = jax.jit(
-        pool, in_shardings=(None, batch_sharding(mesh)), out_shardings=replicated(mesh)
-    )
+    place = batch_sharding(mesh)
+    compiled = jax.jit(pool, in_shardings=(None, place), out_shardings=replicated(mesh))
 
     def encode(params: PyTree, images: Array) -> Array:
         with jax.set_mesh(mesh):
-            return compiled(params, images)
+            return compiled(params, from_all_hosts(images, place))
 
     return encode
 

@@ -36,6 +36,16 @@ def to_device(batch: Batch, mesh: Mesh) -> Batch:
     }
 
 
+def whole_to_device(batch: Batch, mesh: Mesh) -> Batch:
+    """As :func:`to_device`, of a batch that every host has whole."""
+    place = batch_sharding(mesh)
+    return {
+        name: features.from_all_hosts(value, place)
+        for name, value in batch.items()
+        if name not in HOST_ONLY
+    }
+
+
 class Health:
     """Compiles once, runs on a schedule."""
 
@@ -83,6 +93,10 @@ class Health:
         self._gradient_norm = jax.jit(gradient_norm)
         self._drift = jax.jit(drift)
 
+    def indices(self) -> list[int]:
+        """Of the images, in their source."""
+        return [index for batch in self.batches for index in batch["index"].tolist()]
+
     def run(self, state: TrainState) -> dict[str, Any]:
         """Diagnostics of a state.
 
@@ -107,17 +121,17 @@ class Health:
             own, other, norms = [], [], []
             pooled = {"target": [], "context": []}
             for batch in self.batches:
-                placed = to_device(batch, self.mesh)
+                placed = whole_to_device(batch, self.mesh)
                 own.append(self._predict_loss(*weights, placed))
                 if self.reads_text:
                     there = [name for name in CAPTION_ARRAYS if name in batch]
                     swapped = {name: np.roll(batch[name], 1, axis=0) for name in there}
-                    swapped = placed | to_device(swapped, self.mesh)
+                    swapped = placed | whole_to_device(swapped, self.mesh)
                     other.append(self._predict_loss(*weights, swapped))
                 for branch, encoder in encoders.items():
                     pooled[branch].append(np.asarray(self.encode(encoder, batch["image"])))
             if self.regularised:  # one chunk tells the order of magnitude
-                placed = to_device(self.batches[0], self.mesh)
+                placed = whole_to_device(self.batches[0], self.mesh)
                 norms = [self._gradient_norm(*weights, placed, w) for w in np.eye(2)]
             out: dict[str, Any] = {
                 "held_out_loss": float(np.mean([float(x) for x in own])),

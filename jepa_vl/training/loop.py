@@ -11,7 +11,7 @@ from jepa_vl.config import Config, ConfigError, config_hash, resume_diff
 from jepa_vl.data import faults, pipeline, sources
 from jepa_vl.evaluators import features
 from jepa_vl.evaluators.knn import OnlineKnn
-from jepa_vl.training import compile_cache, flops, rebatch, result
+from jepa_vl.training import compile_cache, distributed, flops, rebatch, result
 from jepa_vl.training import state as train_state
 from jepa_vl.training.checkpoint import Checkpoints, provenance
 from jepa_vl.training.console import Reporter
@@ -20,7 +20,7 @@ from jepa_vl.training.health import Health, to_device
 from jepa_vl.training.metrics import MetricsWriter, write_json
 from jepa_vl.training.profiling import Profiler, Window
 from jepa_vl.training.rows import LateRows
-from jepa_vl.training.signals import Stop
+from jepa_vl.training.signals import SharedStop, Stop
 from jepa_vl.training.speed import Speed
 from jepa_vl.training.step import Metrics, make_step
 
@@ -46,13 +46,18 @@ class Run:
         self.objective = objectives.build(config)
         self.spec = train_state.batch_spec(config)
         self.data, self.meta = pipeline.describe(config, self.train_source), provenance(config)
+        self.part = distributed.data_part(self.mesh)
+        distributed.require_same("configuration", self.meta["config_hash"])
         workdir.mkdir(parents=True, exist_ok=True)
+        distributed.require_shared(workdir)
         self.checkpoints = self._open_checkpoints()
         self.compiles_before = 0
         self.bad_before: dict[str, int] = {}
         self.batch_before, self.saved_step = config.train.batch_size, 0
         self.start = self.done = self._find_start()
-        self.reporter = Reporter(config.log.progress, self.total, self.start)
+        distributed.require_same("step to go on from", self.start)
+        progress = config.log.progress if distributed.leads() else "off"
+        self.reporter = Reporter(progress, self.total, self.start)
 
     def begin(self) -> None:
         """Restores or creates the state and opens what :meth:`train` writes to.
@@ -66,8 +71,9 @@ class Run:
             self.state = self.checkpoints.restore(self.saved_step, like)
         else:
             self.state = train_state.create(config, objective, self.spec, mesh)
-        listed = self.workdir / "bad_samples.jsonl"
-        self.faults = faults.Log(config.data.max_bad_share, listed, self.bad_before)
+        listed = distributed.list_of_bad_samples(self.workdir)
+        before = self.bad_before if distributed.leads() else {}
+        self.faults = faults.Log(config.data.max_bad_share, listed, before)
         for source in (self.train_source, self.held_out):
             self.faults.check_index(source)
         self.frozen = sharding.place(objective.load_frozen(), mesh)
@@ -75,12 +81,17 @@ class Run:
         if self.batch_before != config.train.batch_size:
             self._change_batch()
         self._greet()
-        write_json(self.workdir / "config.json", self.meta | {"began": self.clock.began})
+        if distributed.leads():
+            write_json(self.workdir / "config.json", self.meta | {"began": self.clock.began})
         encode = features.make_encode(objective.encoder, mesh)
         held_out, log = self.held_out, self.faults
         self.health = Health(config, objective, self.frozen, mesh, held_out, encode, log)
         self.knn = self._make_knn(encode)
-        self.writer = MetricsWriter(self.workdir, self.start or -1, config.log.tensorboard)
+        read = None if self.knn is None else self.knn.reader.describe()
+        distributed.require_same("images for evaluation", [self.health.indices(), read])
+        self.writer: MetricsWriter = distributed.NoWriter()
+        if distributed.leads():
+            self.writer = MetricsWriter(self.workdir, self.start or -1, config.log.tensorboard)
 
     def is_over(self) -> bool:
         """Was the last step done, and result.json written, by an earlier process?"""
@@ -122,7 +133,10 @@ class Run:
         old, new = self.batch_before, self.config.train.batch_size
         self.state = rebatch.renumber(self.state, self.start)
         self.checkpoints.close()
-        rebatch.set_aside(self.workdir, self.saved_step, old, new)
+        distributed.wait("all have closed the checkpoints")
+        if distributed.leads():
+            rebatch.set_aside(self.workdir, self.saved_step, old, new)
+        distributed.wait("they are out of the way")
         self.checkpoints = self._open_checkpoints()
         self.save(self.start)
         self.checkpoints.wait()
@@ -180,8 +194,9 @@ class Run:
 
     def save(self, step: int) -> None:
         """Writes the checkpoint of a step in the background."""
+        distributed.share_counts(self.faults)
         spent = {"seconds": self.seconds(), "compiles": self.compiles()}
-        spent |= {"goodput": self.clock.to_save(), "bad_samples": dict(self.faults.counts)}
+        spent |= {"goodput": self.clock.to_save(), "bad_samples": dict(self.faults.total())}
         with self.clock.part("checkpoint"):
             self.checkpoints.save(self.state, step, self.data, self.meta | {"spent": spent})
 
@@ -194,14 +209,18 @@ class Run:
             return self.examine(step)
 
     def _next(self, stream: pipeline.TrainStream, rows: LateRows) -> pipeline.Batch:
-        """The next batch; where the data ends the run, what was trained is saved first."""
+        """The next batch; where the data ends the run, what was trained is saved first.
+
+        Not among several processes: the others, which have theirs, are a step further.
+        """
         try:
             return next(stream)
         except ConfigError:
             rows.write()
-            if self.done > self.start:
-                self.save(self.done)
-            self.checkpoints.close()
+            if distributed.alone():
+                if self.done > self.start:
+                    self.save(self.done)
+                self.checkpoints.close()
             raise
 
     def _wait(self) -> None:
@@ -220,12 +239,14 @@ class Run:
 
     def train(self, stop: Stop, profile: Window | None = None) -> int:
         """Runs the steps that remain, traces those of a window; returns the exit code."""
-        if not self.writer.rows:
+        if distributed.first_says(not self.writer.rows):
             self.writer.write(0, self._examine(0))
         config, clock, previous = self.config, self.clock, None
         rows = self._measure()
         profiler = Profiler(self.workdir, profile, clock, self.reporter.say, self._wait)
-        stream = pipeline.make_batches(config, self.train_source, self.start, log=self.faults)
+        stream = pipeline.make_batches(
+            config, self.train_source, self.start, *self.part, log=self.faults
+        )
         with stream, profiler, jax.set_mesh(self.mesh):
             for step in range(self.start + 1, self.total + 1):
                 first = step == self.start + 1
@@ -243,7 +264,7 @@ class Run:
                 # One step late, so that no step waits for its own metrics.
                 failed = previous is not None and self._gave_up(previous)
                 previous = metrics
-                leaving = stop.requested or failed
+                leaving = stop.reached(step) or failed
                 if step % config.checkpoint.every == 0 or step == self.total or leaving:
                     self._wait()
                     rows.write()
@@ -263,6 +284,7 @@ class Run:
         """Waits for the last checkpoint and leaves result.json, the contract for scripts."""
         with self.clock.part("checkpoint"):
             self.checkpoints.close()
+        distributed.share_counts(self.faults)
         writer, c = self.writer, self.config
         out = {
             "status": STATUS[code],
@@ -276,11 +298,12 @@ class Run:
             "goodput": self.clock.summary(),
             "images_per_second": writer.speed(),
             "bad_steps": writer.last("bad_steps") or 0,
-            "bad_samples": dict(self.faults.counts),
+            "bad_samples": dict(self.faults.total()),
             **result.measured(writer, c.eval.k, len(self.train_source.classes)),
         }
         writer.close()
-        write_json(self.workdir / "result.json", out)
+        if distributed.leads():
+            write_json(self.workdir / "result.json", out)
         self.reporter.close()
         result.summarise(self.reporter, out, self.workdir)
 
@@ -299,7 +322,7 @@ def train(config: Config, workdir: Path, profile: Window | None = None) -> int:
     Raises:
       ConfigError: see :class:`Run`.
     """
-    with Stop() as stop:
+    with Stop() if distributed.alone() else SharedStop() as stop:
         run = Run(config, workdir)
         if run.is_over():
             run.checkpoints.close()
