@@ -35,12 +35,13 @@ if [[ -n ${JEPA_VL_COORDINATOR-} && -z ${JEPA_VL_PROCESS-} ]]; then
   export JEPA_VL_PROCESS=$((JEPA_VL_SLICE * JEPA_VL_HOSTS + JOB_COMPLETION_INDEX))
 fi
 
-touch "$state/log"
-tail -n 0 -f "$state/log" &
+rm -f "$state/pipe"
+mkfifo "$state/pipe"
+tee -a "$state/log" <"$state/pipe" &
 shown=$!
 signals=0 child=
 trap 'signals=$((signals + 1)); [[ -z $child ]] || kill -TERM "$child" 2>/dev/null || true' TERM INT
-"$@" >>"$state/log" 2>&1 &
+"$@" >"$state/pipe" 2>&1 &
 child=$!
 ((signals == 0)) || kill -TERM "$child"
 while :; do # a signal ends the wait, not the command
@@ -48,8 +49,12 @@ while :; do # a signal ends the wait, not the command
   wait "$child" || code=$?
   ((signals != before)) || break
 done
-sleep 0.2 # for the last lines
+for _ in {1..50}; do # the last lines; what the command left behind may hold the pipe open
+  kill -0 "$shown" 2>/dev/null || break
+  sleep 0.1
+done
 kill "$shown" 2>/dev/null || true
+rm -f "$state/pipe"
 
 if ((code)) && [[ -w $ending ]]; then
   tail -n 20 "$state/log" | tail -c 4000 >"$ending" || true
