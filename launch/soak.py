@@ -6,10 +6,11 @@ Command:    python launch/soak.py --config configs/quickstart.py --workdir runs/
             `jepa-vl train --supervise` while its training process meets SIGKILL again and again,
             for so many minutes. Then their last checkpoints must hold the same bits.
 Hardware:   what the configuration takes, and twice its time; a laptop for the line above.
-Exit code:  0 the same bits, 1 not, 5 bad input.
+Exit code:  0 the same bits, 1 not, or nothing shown, 5 bad input.
 
-Checkpoints must be closer than --longest, or a run that is killed that often gets nowhere; nothing
-is killed any more when the time is over. An equal --seed gives the same pauses.
+A soak counts if a kill met a run that had saved: a start, its compilation and a checkpoint must fit
+in --longest, and --minutes hold several of these. When the time is over nothing is killed any more.
+An equal --seed gives the same pauses.
 """
 
 import argparse
@@ -57,14 +58,21 @@ def children(process: int) -> list[int]:
             if int(parent) == process and not state.startswith("Z")]  # fmt: skip
 
 
-def soak(args: argparse.Namespace, words: Sequence[str], supervised: bool) -> tuple[int, int]:
-    """Runs to the end through kills; the exit code, and the number of kills.
+def saved(workdir: Path) -> int:
+    """Step of the newest checkpoint, 0 for none."""
+    names = [path.name for path in workdir.glob("checkpoints/*")]
+    return max([int(name) for name in names if name.isdecimal()], default=0)
+
+
+def soak(args: argparse.Namespace, words: Sequence[str], supervised: bool) -> tuple[int, list[int]]:
+    """Runs to the end through kills; the exit code, and the newest checkpoint at each kill.
 
     Where there is no supervisor, the training process is killed itself and started again here.
     """
     more = [SUPERVISED, "--max-restarts", RESTARTS] if supervised else []
     line, log = command(args, words, "killed", *more), Path(args.workdir, "killed.log")
-    pauses, until, kills = random.Random(args.seed), time.monotonic() + 60 * args.minutes, 0
+    pauses, until = random.Random(args.seed), time.monotonic() + 60 * args.minutes
+    kills: list[int] = []
     process = start(line, log)
     while True:
         pause = pauses.uniform(args.shortest, args.longest)
@@ -74,8 +82,8 @@ def soak(args: argparse.Namespace, words: Sequence[str], supervised: bool) -> tu
         except subprocess.TimeoutExpired:
             for victim in children(process.pid) if supervised else [process.pid]:
                 os.kill(victim, signal.SIGKILL)
-                kills += 1
-                print(f"kill {kills} after {pause:.1f} s", flush=True)
+                kills.append(saved(Path(args.workdir, "killed")))
+                print(f"kill {len(kills)} after {pause:.1f} s, saved: {kills[-1]}", flush=True)
             continue
         if supervised or code not in (-signal.SIGKILL, PREEMPTED):
             return code, kills
@@ -152,9 +160,13 @@ def main(argv: list[str]) -> int:
         return BAD_INPUT if code == BAD_INPUT else 1
     found = differences(Path(args.workdir, "unbroken"), Path(args.workdir, "killed"))
     if found:
-        print(f"soak.py: error: {kills} kills, {len(found)} leaves differ, first {found[0]}")
+        print(f"soak.py: error: {len(kills)} kills, {len(found)} leaves differ, first {found[0]}")
         return 1
-    print(f"{kills} kills, and the same bits as without")
+    counted = sum(step > 0 for step in kills)
+    print(f"{len(kills)} kills, {counted} of a run that had saved, and the same bits as without")
+    if not counted:
+        print("soak.py: error: no kill met a run that had saved; raise --longest and --minutes")
+        return 1
     return 0
 
 
