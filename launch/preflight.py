@@ -96,25 +96,34 @@ def check_mesh(config: Config, machines: Plan) -> Check:
     return Check("mesh", OK, text, {"mesh": shape, **dataclasses.asdict(machines)})
 
 
-def compile_command(args: argparse.Namespace, batch: int, out: str) -> list[str]:
-    """``jepa-vl compile`` of the same configuration; of several slices one, with its share."""
-    command = ["jepa-vl", "compile", "--config", args.config, "--topology", args.topology]
-    share = [f"--config.train.batch_size={batch // args.slices}"] if args.slices > 1 else []
-    return [*command, *args.words, *share, "--json", out]
+def compile_command(args: argparse.Namespace, out: str) -> list[str]:
+    """``jepa-vl compile`` of the same configuration."""
+    chip, chips = hardware.slice_named(args.topology)
+    name = f"{chip.name}-{chips * chip.cores}"
+    name = name if args.slices == 1 else f"{args.slices}x{name}"
+    command = ["jepa-vl", "compile", "--config", args.config, "--topology", name]
+    return [*command, *args.words, "--json", out]
 
 
-def check_fits(args: argparse.Namespace, batch: int) -> Check:
+def check_fits(args: argparse.Namespace) -> Check:
     """The step, compiled for the topology, fits its memory."""
+    if hardware.slice_named(args.topology)[0].name == "v4":
+        return Check("fits", WARNING, "not compiled: the compiler takes a v4 chip for two devices")
     if importlib.util.find_spec("libtpu") is None:
         return Check("fits", WARNING, "not compiled: libtpu is not here (pip install jepa-vl[tpu])")
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "compile.json"
-        command = [sys.executable, "-m", "jepa_vl", *compile_command(args, batch, str(out))[1:]]
+        command = [sys.executable, "-m", "jepa_vl", *compile_command(args, str(out))[1:]]
         done = subprocess.run(command, capture_output=True, text=True)
-        details = json.loads(out.read_text()) if out.exists() else {}
-    said = (done.stdout if done.returncode < 5 else done.stderr).strip().splitlines()
-    text = said[-1] if said else f"jepa-vl compile ended with {done.returncode}"
-    return Check("fits", FAIL if done.returncode else OK, text, details)
+        found = json.loads(out.read_text()) if out.exists() else {}
+    if not found:
+        said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        return Check("fits", FAIL, f"jepa-vl compile: {said[-1]}")
+    total, room = found["bytes_per_device"]["total"] / GIB, found["hbm_per_device"] / GIB
+    text = f"{total:.2f} of {room:.2f} GiB a device"
+    if found["bound"]:
+        text += f"; at the very least {found['bound']['chip_hours']:,.0f} chip-hours"
+    return Check("fits", FAIL if done.returncode else OK, text, found)
 
 
 def check_data(config: Config, machines: Plan) -> Check:
@@ -230,7 +239,7 @@ def run(args: argparse.Namespace) -> list[Check]:
     machines = plan(args)
     found = [_guard("mesh", lambda: check_mesh(config, machines))]
     if args.topology and hardware.slice_named(args.topology)[0].dimensions:
-        found.append(check_fits(args, config.train.batch_size))
+        found.append(check_fits(args))
     found.append(_guard("data", lambda: check_data(config, machines)))
     storage, mine = check_workdir(args.workdir)
     found.append(storage)
@@ -293,9 +302,7 @@ def main(argv: list[str]) -> int:
             for path in args.bucket:
                 print(f"bucket: writes {path}/.preflight/HOST.json")
             if args.topology and hardware.slice_named(args.topology)[0].dimensions:
-                config = configs.load(args.config, args.overrides)
-                command = compile_command(args, config.train.batch_size, "FILE")
-                print(f"fits: {shlex.join(command)}")
+                print(f"fits: {shlex.join(compile_command(args, 'FILE'))}")
             return 0
         found = run(args)
     except ConfigError as error:

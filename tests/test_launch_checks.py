@@ -82,21 +82,35 @@ def test_preflight_counts_shards_and_hosts(tmp_path):
     assert preflight.check_data(config, preflight.Plan(1, 1, 1, "cpu")).status == "ok"
 
 
-@pytest.mark.parametrize(("code", "status"), [(0, "ok"), (1, "FAIL"), (5, "FAIL")])
-def test_preflight_reads_what_the_compiler_found(monkeypatch, code, status):
+COMPILED = {"fits": True, "hbm_per_device": 16 * 2**30, "bytes_per_device": {"total": 12 * 2**30},
+            "bound": {"chip_hours": 1234.5}}  # fmt: skip
+
+
+@pytest.mark.parametrize(("code", "page", "status", "text"), [
+    (0, COMPILED, "ok", "12.00 of 16.00 GiB a device; at the very least 1,234 chip-hours"),
+    (1, COMPILED | {"bound": None}, "FAIL", "12.00 of 16.00 GiB a device"),
+    (5, None, "FAIL", "jepa-vl compile: the error"),
+])  # fmt: skip
+def test_preflight_reads_what_the_compiler_found(monkeypatch, code, page, status, text):
     def compile(command, **_):
         assert command[1:4] == ["-m", "jepa_vl", "compile"]
-        assert "--config.train.batch_size=32" in command  # of one of two slices
-        Path(command[-1]).write_text('{"fits": true}')
-        return subprocess.CompletedProcess(command, code, "table\nlast\n", "error\n")
+        assert command[command.index("--topology") + 1] == "2xv5e-16"
+        if page is not None:
+            Path(command[-1]).write_text(json.dumps(page))
+        return subprocess.CompletedProcess(command, code, "a table\n", "the error\n")
 
     monkeypatch.setattr(preflight.subprocess, "run", compile)
     monkeypatch.setattr(preflight.importlib.util, "find_spec", lambda name: name)
-    args = preflight._parse(["--config", "c", "--workdir", "w", "--topology", "v5e-16",
-                             "--slices", "2"])  # fmt: skip
-    found = preflight.check_fits(args, 64)
-    assert (found.status, found.details) == (status, {"fits": True})
-    assert found.text == ("error" if code == 5 else "last")
+    words = ["--config", "c", "--workdir", "w", "--topology", "v5litepod-16", "--slices", "2"]
+    found = preflight.check_fits(preflight._parse(words))
+    assert (found.status, found.text, found.details) == (status, text, page or {})
+
+
+def test_preflight_warns_where_nothing_can_be_compiled(monkeypatch):
+    monkeypatch.setattr(preflight.importlib.util, "find_spec", lambda name: None)
+    for topology in ("v4-8", "v5e-8"):
+        words = ["--config", "c", "--workdir", "w", "--topology", topology]
+        assert preflight.check_fits(preflight._parse(words)).status == "warning"
 
 
 @pytest.mark.parametrize(("topology", "slices", "expected"), [

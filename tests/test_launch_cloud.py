@@ -77,6 +77,12 @@ def test_it_gives_up_after_so_many_losses_in_a_row_and_leaves_no_machine(tmp_pat
     assert len(cloud.calls("create")) == 3 and cloud.state() == "ABSENT"
 
 
+def test_a_run_that_never_comes_up_is_not_started_for_ever(tmp_path):
+    cloud = Cloud(tmp_path, ["idle"] * 99)
+    assert cloud.babysit("--max-attempts", "2").returncode == 1
+    assert len(cloud.starts()) == 3
+
+
 def test_a_gcloud_that_fails_now_and_then_changes_nothing(tmp_path):
     errors = {"describe": [1, 3, 8], "create": [1], "setup": [1], "run": [1], "look": [2]}
     cloud = Cloud(tmp_path, ["running", "SUSPENDED"], ["running", "exit 0"], **errors)

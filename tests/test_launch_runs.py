@@ -98,7 +98,7 @@ STARTING = "trap 'exit 143' TERM"  # no checkpoint yet
 
 @pytest.mark.parametrize(("sent", "trainer", "ends", "requeued"), [
     ("USR1", SAVES, 0, True), ("USR1", STARTING, 0, True), ("TERM", SAVES, 3, False),
-    ("TERM", STARTING, 143, False),
+    ("TERM", STARTING, 143, False), ("USR1", "trap 'exit 5' TERM", 5, False),
 ])  # fmt: skip
 def test_a_job_whose_time_is_up_saves_and_is_requeued_and_a_cancelled_one_saves(
     tmp_path, sent, trainer, ends, requeued
