@@ -18,9 +18,8 @@ from tests.tiny import tiny
 CONFIG = "tests/configs_tiny.py"
 KEYS = {"topology", "devices", "fits", "hbm_per_device", "bytes_per_device", "flops", "collectives",
         "compile_seconds", "bound"}  # fmt: skip
-HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None
 needs_libtpu = pytest.mark.skipif(
-    not HAS_LIBTPU and not os.environ.get("CI"), reason="needs the TPU compiler, [tpu] extra"
+    importlib.util.find_spec("libtpu") is None, reason="needs the TPU compiler, [tpu] extra"
 )
 
 
