@@ -11,7 +11,8 @@ N processes (default 2) of M CPU devices each (default 2) run `jepa-vl train WOR
 --dry-run prints the command and runs nothing. The batch must divide by N x M.
 
   launch/local_multiprocess.sh --processes 2 --devices 2 -- \
-    --config configs/quickstart.py --workdir runs/pod --config.train.steps=20
+    --config configs/quickstart.py --workdir runs/pod --config.train.steps=20 \
+    --config.optim.warmup_steps=2 --config.loss.ramp_steps=2
 TEXT
 }
 
