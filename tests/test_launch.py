@@ -164,7 +164,7 @@ BAD = {
     "launch/jobset.sh --workload w --image i --type v5e-8 -- --config c": "--claim",
     "launch/slurm.sbatch": "jepa-vl train",
     "launch/stage_data.sh copy /nowhere": "SOURCE and DIR",
-    "launch/stage_data.sh copy /nowhere /tmp/x": "copy = '/nowhere'",
+    "launch/stage_data.sh copy /nowhere elsewhere": "copy = '/nowhere'",
     "launch/stage_data.sh verify launch": "holds no SHA256SUMS",
     "launch/stage_data.sh mount bkt /mnt": "mount = 'bkt'",
     "python launch/preflight.py --config none.py --workdir w": "none.py",
@@ -304,7 +304,7 @@ def test_files_are_short_and_name_no_machine():
         if path.is_file():
             text = path.read_text()
             assert len(text.splitlines()) <= 400, path
-            assert not re.search(r"/work/|/tmp/|/home/", text), path
+            assert str(ROOT) not in text and str(Path.home()) not in text, path
 
 
 def test_the_readme_names_every_file():

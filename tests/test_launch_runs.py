@@ -60,7 +60,8 @@ class Slurm:
     def __init__(self, folder: Path, trainer: str):
         self.folder = folder
         program(folder / "bin/jepa-vl", f"#!/bin/bash\n{trainer}\n")
-        srun = 'shift\necho "srun $*" >> calls\n"$@" &\necho $! > step\nwait $!'
+        self.step = folder / "step"  # the process number of what srun runs
+        srun = 'shift\necho "srun $*" >> calls\n"$@" &\necho $! > new; mv new step\nwait $!'
         program(folder / "bin/srun", f"#!/bin/bash\n{srun}\n")
         cancel = 'echo "scancel $*" >> calls; kill -TERM "$(cat step)"'
         program(folder / "bin/scancel", f"#!/bin/bash\n{cancel}\n")
@@ -105,7 +106,7 @@ def test_a_job_whose_time_is_up_saves_and_is_requeued_and_a_cancelled_one_saves(
 ):
     cluster = Slurm(tmp_path, f"{trainer}; touch on; while :; do sleep 0.1; done")
     process = cluster.start(SLURM_RESTART_COUNT=2)
-    until((tmp_path / "on").exists)
+    until(lambda: (tmp_path / "on").exists() and cluster.step.exists())
     process.send_signal(signal.Signals[f"SIG{sent}"])  # --signal=B: to the batch script alone
     said = process.communicate(timeout=30)[0]
     assert process.returncode == ends, said
