@@ -84,6 +84,10 @@ CHIPS = {
 }  # fmt: skip
 
 
+# Fewest and most chips of a slice, by the dimensions of its network.
+SLICES = {0: (1, 2**16), 2: (1, 256), 3: (4, 4096)}
+
+
 def of_device(device_kind: str) -> Chip | None:
     """The chip behind ``device.device_kind``; None for one that the table does not know."""
     found = (c for c in CHIPS.values() if re.search(c.kind, device_kind, re.IGNORECASE))
@@ -127,9 +131,10 @@ def slice_named(name: str) -> tuple[Chip, int]:
     by_cloud = {chip.accelerator: chip.name for chip in CHIPS.values() if chip.accelerator}
     chip = named(by_cloud.get(kind, kind))
     chips, rest = divmod(int(number) if number.isdecimal() else 0, chip.cores)
-    least = 4 if chip.dimensions == 3 else 1
-    if rest or chips < least or chips & (chips - 1):
-        rule = f"CHIP-N with N a power of two, at least {least * chip.cores}; as in v5e-16, v5p-8"
+    least, most = SLICES[chip.dimensions]
+    if rest or not least <= chips <= most or chips & (chips - 1):
+        sizes = f"{least * chip.cores} to {most * chip.cores}"
+        rule = f"CHIP-N with N a power of two, {sizes}; as in v5e-16, v5p-8"
         raise ConfigError("slice", name, rule)
     return chip, chips
 

@@ -24,19 +24,20 @@ META = "meta.json"  # of a folder of cached embeddings
 
 
 @functools.lru_cache
-def locate(path: str, key: str) -> Path:
+def locate(path: str, key: str, weights: bool = True) -> Path:
     """The folder that a configuration names.
 
     Args:
       path: a folder; ``package:NAME`` for the weights that an installed Python package brings
         along; ``hub:OWNER/MODEL`` for a model of the Hugging Face hub, downloaded into its cache.
       key: configuration key of the path, for errors.
+      weights: False: config.json is enough, nothing else is downloaded.
 
     Raises:
       ConfigError: no such folder or package, or the hub cannot be reached.
     """
     if path.startswith(HUB):
-        return _from_hub(path, key)
+        return _from_hub(path, key, weights)
     if path.startswith(PACKAGE):
         return _from_package(path, key)
     folder = Path(path).expanduser()
@@ -67,7 +68,7 @@ def _from_package(path: str, key: str) -> Path:
     return found[0]
 
 
-def _from_hub(path: str, key: str) -> Path:
+def _from_hub(path: str, key: str, weights: bool) -> Path:
     """Downloads what is needed; what lies in the hub's cache is not asked for again."""
     from transformers.utils.hub import cached_file
 
@@ -80,6 +81,8 @@ def _from_hub(path: str, key: str) -> Path:
         config = ask("config.json", True)
         if config is None:  # that file alone raises no error when it is absent
             raise OSError("no config.json")
+        if not weights:
+            return Path(config).parent
         index = None if ask(WEIGHTS, False) else ask(INDEX, True)
         shards = json.loads(Path(index).read_text())["weight_map"].values() if index else ()
         for shard in sorted(set(shards)):

@@ -180,6 +180,7 @@ def test_bad_arguments_of_a_config_file_are_refused(capsys, tmp_path):
         (["fly"], "invalid choice"),
         (["train", "--workdir", "x"], "--config = '': give FILE"),
         (["train", "--config", TINY], "--workdir = '': give DIR"),
+        (["train", "--config", TINY, "--workdir", "gs://b/run"], "a folder, not a URL"),
         (["train", "--config"], "expected one argument"),
         (["preview", "--config", TINY, "--what", "mask"], "did you mean 'masks'?"),
         (["report", "--workdir", "x", "--config.seed=1"], "takes no overrides"),

@@ -47,6 +47,7 @@ def compiled(tmp_path, topology_name, *words):
         ("v5p-512", 1, (4, 8, 8)),
         ("v5p-8", 1, (2, 2, 1)),
         ("2xv5e-16", 2, (4, 4)),
+        ("v5litepod-16", 1, (4, 4)),
         ("cpu-8", 1, (8,)),
     ],
 )
@@ -54,19 +55,20 @@ def test_the_names_of_users_are_grids_of_chips(name, slices, grid):
     found = topology.parse(name)
     assert (found.slices, found.grid) == (slices, grid)
     assert found.devices == {"v5e-256": 256, "v5e-1": 1, "v6e-64": 64, "v5p-512": 256, "v5p-8": 4,
-                             "2xv5e-16": 32, "cpu-8": 8}[name]  # fmt: skip
+                             "2xv5e-16": 32, "v5litepod-16": 16, "cpu-8": 8}[name]  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("v5e-7", "one of v5e-1, v5e-4"),
-        ("v5p-7", "one of v5p-8"),
-        ("h100-8", "with a kind of v5e, v5p, v6e, cpu"),
-        ("v5e", "KIND-SIZE"),
-        ("0xv5e-16", "one of v5e-1"),
+        ("v5e-7", "a power of two, 1 to 256"),
+        ("v5e-512", "a power of two, 1 to 256"),
+        ("v5p-7", "a power of two, 8 to 8192"),
+        ("h100-8", "a compiler for v5e, v5p, v6e and cpu alone"),
+        ("v5e", "one of v4, v5e"),
+        ("0xv5e-16", "one of v4, v5e"),
         ("2xcpu-8", "one slice"),
-        ("cpu-0", "at least 1"),
+        ("cpu-0", "a power of two"),
     ],
 )
 def test_a_machine_that_there_is_not_is_refused(name, says, capsys):
@@ -99,6 +101,19 @@ def test_a_cpu_topology_tells_memory_flops_and_collectives(tmp_path, capsys):
     assert {"all-gather", "all-reduce"} <= found["collectives"].keys()
     text = capsys.readouterr().out
     assert "target forward" in text and "the memory of such a device is not known" in text
+
+
+def test_what_reads_no_data_needs_no_path_of_any(tmp_path, capsys):
+    words = ["--config", "configs/ijepa_in1k.py:size=B", "--what", "params"]
+    assert main(["preview", *words]) == 0
+    assert main(["preview", *words[:2], "--what", "batch", "--out", str(tmp_path / "out")]) == 5
+    assert "data.path = ''" in capsys.readouterr().err
+    refused = [
+        "--config.train.batch_size=12",
+        "--config.mesh.data=8",
+    ]  # after the data were looked at
+    assert main(["compile", *words[:2], "--topology", "cpu-8", *refused]) == 5
+    assert "train.batch_size = 12" in capsys.readouterr().err
 
 
 def test_parameters_target_and_moments_are_told_apart(tmp_path):

@@ -78,7 +78,7 @@ def no_downloads(tmp_path_factory):
         folders[name] = tmp_path_factory.mktemp(f"tower{number}")
         (folders[name] / "config.json").write_text(json.dumps(content))
 
-    def locate(path, key):
+    def locate(path, key, weights=True):
         return folders[path]
 
     with pytest.MonkeyPatch.context() as patched:

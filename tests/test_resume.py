@@ -45,6 +45,15 @@ sys.exit(main(words))
 """
 
 
+# Signals the data workers after a step, as a scheduler does that signals a whole process group.
+WORKERS_SIGNALLED = SIGNALLED.replace(
+    "os.kill(os.getpid(), int(number))",
+    "found = multiprocessing.active_children()\n"
+    "        print(len(found), 'workers signalled')\n"
+    "        [os.kill(child.pid, int(number)) for child in found]",
+).replace("import os, sys", "import multiprocessing, os, sys")
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """Runs a command to its end in a process of its own; returns exit code and output."""
@@ -182,3 +191,13 @@ def test_a_key_that_has_come_since_a_run_began_counts_as_its_default():
     assert resume_diff(older, config) == ["loss.contrast: 0.0 -> 1.0"]
     newer = {**saved, "fusion": 3}  # of a version to come: not known here
     assert resume_diff(newer, config) == ["fusion: 3 -> 'absent'"]
+
+
+@pytest.mark.slow
+def test_data_workers_leave_it_to_the_trainer_what_a_signal_means(run, tmp_path):
+    program = ("-c", WORKERS_SIGNALLED, str(int(signal.SIGTERM)), "5")
+    code, said = run(
+        tmp_path, "--config.data.workers=1", "--config.data.prefetch=1", program=program
+    )
+    assert code == 0 and "1 workers signalled" in said
+    assert result(tmp_path)["steps"] == 10

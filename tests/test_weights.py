@@ -120,6 +120,21 @@ def test_paths_that_lead_nowhere_name_the_key_and_the_rule(path, rule):
     assert error.value.key == "text.path"
 
 
+def test_of_the_hub_a_shape_takes_the_configuration_alone(monkeypatch, tmp_path):
+    asked = []
+
+    def cached_file(name, file, **_):
+        asked.append((name, file))
+        (tmp_path / file).write_text("{}")
+        return str(tmp_path / file)
+
+    monkeypatch.setattr("transformers.utils.hub.cached_file", cached_file)
+    assert pretrained.locate("hub:a/b", "text.path", weights=False) == tmp_path
+    assert asked == [("a/b", "config.json")]
+    pretrained.locate("hub:a/b", "text.path")
+    assert ("a/b", "model.safetensors") in asked
+
+
 def test_every_parameter_of_the_towers_has_one_row_in_the_table_of_shardings():
     sizes = {"width": 8, "depth": 1, "heads": 2, "hidden": 16}
     shapes = {

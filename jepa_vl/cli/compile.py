@@ -32,7 +32,7 @@ def run(args: argparse.Namespace, overrides: Sequence[configs.Override]) -> int:
     from jepa_vl.training import topology
 
     where = topology.parse(args.topology)
-    config = configs.load(args.config, overrides)
+    config = configs.load(args.config, overrides, reads_data=False)
     if args.json:
         writable("--json", str(Path(args.json).absolute().parent))
     topology.prepare(where)

@@ -48,19 +48,27 @@ def take_overrides(argv: Sequence[str]) -> tuple[list[str], list[Override]]:
     return rest, overrides
 
 
-def load(path: str, overrides: Sequence[Override] = ()) -> Config:
+PATHLESS = ("shapes_world", "mixture")
+UNREAD = "(not read)"
+
+
+def load(path: str, overrides: Sequence[Override] = (), reads_data: bool = True) -> Config:
     """Reads a config file, changes single values and resolves the rest.
 
     Args:
       path: of a Python file with ``get_config()``; what follows a colon is its argument.
       overrides: applied in their order.
+      reads_data: False: what is done needs no data, so that data.path may be left out.
 
     Raises:
       ConfigError: no such file, a file that fails, unknown keys, wrong types or meaning, or masks
         that cannot be drawn.
     """
     # Through the schema: a file may leave keys out, and 1 may stand where a float is meant.
-    return change(from_dict(_read(path)), overrides)
+    config = from_dict(_read(path))
+    if not reads_data and not config.data.path and config.data.kind not in PATHLESS:
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=UNREAD))
+    return change(config, overrides)
 
 
 def change(config: Config, overrides: Sequence[Override]) -> Config:

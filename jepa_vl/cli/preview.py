@@ -17,6 +17,7 @@ from jepa_vl.config import Config, config_hash, one_of, reads_text, to_dict
 from jepa_vl.shapes import Array
 
 IMAGES_SHOWN = 4
+DATALESS = ("params", "shardings", "flops")
 SHEET = 12  # images on a contact sheet
 
 
@@ -27,7 +28,7 @@ def run(args: argparse.Namespace, overrides: Sequence[configs.Override]) -> int:
       ConfigError: a bad configuration or data.
     """
     one_of("--what", args.what, KINDS)
-    config = configs.load(args.config, overrides)
+    config = configs.load(args.config, overrides, args.what not in DATALESS)
     out = Path(args.out or "preview")
     if args.what in PICTURED:
         writable("--out", str(out))

@@ -60,6 +60,8 @@ def writable(key: str, path: str) -> Path:
     Raises:
       ConfigError: it cannot.
     """
+    if "://" in path:
+        raise ConfigError(key, path, "a folder, not a URL; mount a bucket and give its folder")
     folder = Path(path).expanduser().absolute()
     there = next(p for p in (folder, *folder.parents) if os.path.lexists(p))
     if not there.is_dir():

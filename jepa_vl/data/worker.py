@@ -9,18 +9,22 @@ from multiprocessing import spawn
 from multiprocessing.context import SpawnContext as _SpawnContext
 from typing import Any
 
+_GRAIN_WORKER = "grain-process-prefetch"  # how Grain's worker processes are called
+_OWN_WORKER = "jepa-vl-worker"
+
 if __name__ == "__mp_main__":  # in a worker, before Grain is imported there
     from absl import logging
 
-    # Ctrl-C reaches the whole process group; the trainer alone decides what it means.
+    # Ctrl-C, and the SIGTERM of a scheduler, reach the whole process group; the trainer alone
+    # decides what they mean, and needs its batches until it has saved.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if multiprocessing.current_process().name.startswith(_GRAIN_WORKER):  # Grain ends them by kill
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     # Grain then uses its own tree functions: 140 MB and half a second less a worker. It also
     # warns that there is no jax profiler.
     sys.modules.setdefault("jax", None)  # pyright: ignore[reportArgumentType]
     logging.set_verbosity(logging.ERROR)
 
-_GRAIN_WORKER = "grain-process-prefetch"  # how Grain's worker processes are called
-_OWN_WORKER = "jepa-vl-worker"
 _preparation = spawn.get_preparation_data
 
 

@@ -90,7 +90,7 @@ FAMILIES = {
 
 
 def _read_shape(config: TextConfig) -> Any:
-    where, folder = (PATH, config.path), locate(config.path, PATH)
+    where, folder = (PATH, config.path), locate(config.path, PATH, weights=False)
     return FAMILIES[config.kind].read_shape(read_json(folder, "config.json", PATH), where)
 
 

@@ -47,36 +47,23 @@ def parse(name: str) -> Topology:
     """``v5e-256``, ``v5p-512`` (which counts TensorCores, two a chip), ``2xv6e-64``, ``cpu-8``.
 
     Raises:
-      ConfigError: no such machine, or a size that it is not sold in.
+      ConfigError: no such machine, or one that there is no compiler for here.
     """
-    found = re.fullmatch(r"(?:(\d+)x)?([a-z]+\d*[a-z]*)-(\d+)", name)
-    kinds = (*COMPILED, "cpu")
-    if not found or found[2] not in kinds:
-        rule = f"KIND-SIZE or SLICESxKIND-SIZE, as in v5e-256, with a kind of {', '.join(kinds)}"
+    found = re.fullmatch(r"(?:([1-9]\d*)x)?(.+)", name)
+    slices, part = (int(found[1] or 1), found[2]) if found else (1, name)
+    try:
+        chip, chips = hardware.slice_named(part)
+    except ConfigError as error:
+        raise ConfigError("--topology", name, error.rule) from None
+    if chip.name not in (*COMPILED, "cpu"):
+        rule = f"there is a compiler for {', '.join(COMPILED)} and cpu alone"
         raise ConfigError("--topology", name, rule)
-    slices, chip, size = int(found[1] or 1), hardware.named(found[2]), int(found[3])
     if not chip.dimensions:
-        if size < 1 or slices != 1:
-            raise ConfigError("--topology", name, "CPU devices are one slice of at least 1")
-        return Topology(name, chip, 1, (size,))
-    sizes = SIZES[chip.dimensions]
-    if size % chip.cores or size // chip.cores not in sizes or not slices:
-        sold = ", ".join(f"{chip.name}-{chips * chip.cores}" for chips in sizes)
-        raise ConfigError("--topology", name, f"one of {sold}")
-    return Topology(name, chip, slices, sizes[size // chip.cores])
-
-
-# Chips of a slice -> its grid, by the dimensions of the network.
-SIZES: dict[int, dict[int, tuple[int, ...]]] = {
-    2: {
-        1: (1, 1), 4: (2, 2), 8: (2, 4), 16: (4, 4), 32: (4, 8), 64: (8, 8), 128: (8, 16),
-        256: (16, 16),
-    },
-    3: {
-        4: (2, 2, 1), 8: (2, 2, 2), 16: (2, 2, 4), 32: (2, 4, 4), 64: (4, 4, 4), 128: (4, 4, 8),
-        256: (4, 8, 8), 512: (8, 8, 8), 1024: (8, 8, 16), 2048: (8, 16, 16),
-    },
-}  # fmt: skip
+        if slices > 1:
+            raise ConfigError("--topology", name, "CPU devices are one slice")
+        return Topology(name, chip, 1, (chips,))
+    grid = tuple(int(side) for side in hardware.topology(chip, chips).split("x"))
+    return Topology(name, chip, slices, grid)
 
 
 def prepare(topology: Topology) -> None:
