@@ -11,6 +11,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,25 @@ T5_BASE = {
     "model_type": "t5", "vocab_size": 32128, "d_model": 768, "d_kv": 64, "d_ff": 3072,
     "num_layers": 12, "num_heads": 12, "relative_attention_num_buckets": 32,
 }  # fmt: skip
+
+
+INTRO = """\
+# TC-JEPA on pods, compiled ahead of time
+
+What the compiler says of the training step of `configs/tcjepa_in1k.py` (8 captions of 64 tokens
+an image, cached embeddings of T5-base) at a global batch of 2048, and the bounds by peaks.
+**Nothing of it ran on a TPU.** jax {jax}, libtpu {libtpu}, `train.scan_layers=true`; a bound is the
+largest of the three times at peak, as if all overlapped and nothing waited for data: no run reaches
+it. Sizes B, L and H are the paper's; g/16 is I-JEPA's largest, with 16 layers of predictor and L's
+length of training. Hours are of 600 epochs of ImageNet-1k, of H/14 300. Compiled FLOPs hold what is
+computed again. Of collectives the bytes of results on each device are counted.
+
+    python benchmarks/pods.py --out launch/pods.json
+    python benchmarks/pods.py --out launch/pods.json --report launch/pods.md
+"""
+CAPTIONS = """\
+What captions cost: model FLOPs of a step over those of I-JEPA with the same sizes.
+"""
 
 
 def text_folders(folder: Path) -> dict[str, dict[str, str]]:
@@ -101,8 +121,9 @@ def table(found: dict[str, Any]) -> str:
     for case, one in found["cases"].items():
         size, topology = case.split(" on ")
         rows.append((size, topology, one["remat"], *_cells(one)))
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    lines += ["", "| size | cached embeddings | T5-base in each step |", "|---|---|---|"]
+    lines = [INTRO.format(**found["versions"])]
+    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    lines += ["", CAPTIONS, "| size | cached embeddings | T5-base in each step |", "|---|---|---|"]
     for size, share in found["extra_flops"].items():
         lines.append(f"| {size} | +{share['cached']:.1%} | +{share['t5']:.1%} |")
     return "\n".join(lines) + "\n"
@@ -131,7 +152,8 @@ def main() -> None:
     parser.add_argument("--report", type=Path, help="Markdown file; nothing is compiled")
     args = parser.parse_args()
     found = json.loads(args.out.read_text()) if args.out.exists() else {}
-    found = {"cases": {}, "extra_flops": {}, **found}
+    versions = {name: metadata.version(name) for name in ("jax", "libtpu")}
+    found = {"versions": versions, "cases": {}, "extra_flops": {}, **found}
     if args.report:
         args.report.write_text(table(found))
         return

@@ -64,9 +64,17 @@ def saved(workdir: Path) -> int:
     return max([int(name) for name in names if name.isdecimal()], default=0)
 
 
+def await_checkpoint(process: subprocess.Popen, workdir: Path) -> None:
+    """Returns when there is a newer checkpoint, or the process has ended."""
+    before = saved(workdir)
+    while saved(workdir) <= before and process.poll() is None:
+        time.sleep(0.05)
+
+
 def soak(args: argparse.Namespace, words: Sequence[str], supervised: bool) -> tuple[int, list[int]]:
     """Runs to the end through kills; the exit code, and the newest checkpoint at each kill.
 
+    Every other kill waits until there is a new checkpoint, so that there is something to lose.
     Where there is no supervisor, the training process is killed itself and started again here.
     """
     more = [SUPERVISED, "--max-restarts", RESTARTS] if supervised else []
@@ -76,7 +84,10 @@ def soak(args: argparse.Namespace, words: Sequence[str], supervised: bool) -> tu
     process = start(line, log)
     while True:
         pause = pauses.uniform(args.shortest, args.longest)
-        last = time.monotonic() + pause > until
+        last = any(kills) and time.monotonic() + pause > until
+        if len(kills) % 2 and not last:
+            await_checkpoint(process, Path(args.workdir, "killed"))
+            pause = pauses.uniform(0.0, min(1.0, args.shortest))
         try:
             code = process.wait(None if last else pause)
         except subprocess.TimeoutExpired:

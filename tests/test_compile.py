@@ -25,8 +25,9 @@ needs_libtpu = pytest.mark.skipif(
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch):
-    """What the verb sets for its own process stays here."""
-    monkeypatch.setattr(os, "environ", os.environ.copy())
+    """What the verb sets for its own process is undone; libtpu reads the real environment."""
+    for name, value in topology.ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.chdir(os.path.dirname(os.path.dirname(__file__)))
 
 
