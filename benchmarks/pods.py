@@ -1,6 +1,6 @@
 """Do the published sizes of TC-JEPA fit on pods, and how fast could they be? Compiled, never run.
 
-    python benchmarks/pods.py --out launch/pods.json
+    python benchmarks/pods.py --out benchmarks/pods.json
 
 Goes on where it stopped; a case is one run of ``jepa-vl compile``. Needs the [tpu] extra, and some
 minutes of CPU a case. ``--report launch/pods.md`` writes the table.
@@ -51,8 +51,8 @@ it. Sizes B, L and H are the paper's; g/16 is I-JEPA's largest, with 16 layers o
 length of training. Hours are of 600 epochs of ImageNet-1k, of H/14 300. Compiled FLOPs hold what is
 computed again. Of collectives the bytes of results on each device are counted.
 
-    python benchmarks/pods.py --out launch/pods.json
-    python benchmarks/pods.py --out launch/pods.json --report launch/pods.md
+    python benchmarks/pods.py --out benchmarks/pods.json
+    python benchmarks/pods.py --out benchmarks/pods.json --report launch/pods.md
 """
 CAPTIONS = """\
 What captions cost: model FLOPs of a step over those of I-JEPA with the same sizes.
