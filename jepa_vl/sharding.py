@@ -204,8 +204,7 @@ def whole(kernel: Array, name: str) -> Array:
     """A kernel as its product reads it: all of axis fsdp on each device; tensor stays.
 
     Its gradient goes back to where the parameter lives. Without this the partitioner rotates the
-    shards of every kernel through each product: the compiled step is several times larger, and
-    weights travel as often.
+    shards of every kernel through each product, in a loop of its own.
 
     Args:
       kernel: of any dtype; that of the product saves bytes.
