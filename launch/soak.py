@@ -64,17 +64,18 @@ def saved(workdir: Path) -> int:
     return max([int(name) for name in names if name.isdecimal()], default=0)
 
 
-def await_checkpoint(process: subprocess.Popen, workdir: Path) -> None:
-    """Returns when there is a newer checkpoint, or the process has ended."""
-    before = saved(workdir)
-    while saved(workdir) <= before and process.poll() is None:
+def await_checkpoint(process: subprocess.Popen, workdir: Path, longest: float) -> None:
+    """Returns when there is a newer checkpoint, the process has ended, or after so many seconds."""
+    before, until = saved(workdir), time.monotonic() + longest
+    while saved(workdir) <= before and process.poll() is None and time.monotonic() < until:
         time.sleep(0.05)
 
 
 def soak(args: argparse.Namespace, words: Sequence[str], supervised: bool) -> tuple[int, list[int]]:
     """Runs to the end through kills; the exit code, and the newest checkpoint at each kill.
 
-    Every other kill waits until there is a new checkpoint, so that there is something to lose.
+    Every other kill, the first one too, waits for a new checkpoint, though no longer than the
+    longest pause: so there is something to lose.
     Where there is no supervisor, the training process is killed itself and started again here.
     """
     more = [SUPERVISED, "--max-restarts", RESTARTS] if supervised else []
@@ -84,10 +85,10 @@ def soak(args: argparse.Namespace, words: Sequence[str], supervised: bool) -> tu
     process = start(line, log)
     while True:
         pause = pauses.uniform(args.shortest, args.longest)
-        last = any(kills) and time.monotonic() + pause > until
-        if len(kills) % 2 and not last:
-            await_checkpoint(process, Path(args.workdir, "killed"))
+        if len(kills) % 2 == 0:
+            await_checkpoint(process, Path(args.workdir, "killed"), args.longest)
             pause = pauses.uniform(0.0, min(1.0, args.shortest))
+        last = time.monotonic() + pause > until
         try:
             code = process.wait(None if last else pause)
         except subprocess.TimeoutExpired:

@@ -174,8 +174,8 @@ def test_a_soak_tells_one_bit_of_difference(tmp_path, quick_compilation):
 
 @pytest.mark.slow
 def test_a_run_that_is_killed_for_a_while_ends_with_the_bits_of_an_unbroken_one(tmp_path):
-    words = ["--config", "tests/configs_tiny.py", "--workdir", str(tmp_path), "--minutes", "0.6"]
-    words += ["--shortest", "6", "--longest", "14"]
+    words = ["--config", "tests/configs_tiny.py", "--workdir", str(tmp_path), "--minutes", "2"]
+    words += ["--shortest", "2", "--longest", "60"]
     words += ["--config.train.steps=200", "--config.checkpoint.every=5", "--config.data.workers=1"]
     done = subprocess.run(
         [sys.executable, LAUNCH / "soak.py", *words], cwd=ROOT, text=True, capture_output=True,
