@@ -114,13 +114,16 @@ def mesh_shape(
     return data, fsdp, tensor
 
 
-def check_batch(config: TrainConfig, mesh: Mesh) -> None:
+def check_batch(config: TrainConfig, shards: int) -> None:
     """Refuses a batch whose parts do not divide among the devices.
+
+    Args:
+      config: resolved.
+      shards: parts that the batch lies in, data x fsdp of the mesh.
 
     Raises:
       ConfigError: names the number that must divide it.
     """
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
     if config.batch_size // config.micro_batches % shards:
         rule = f"batch_size / micro_batches must divide by {shards} (mesh data x fsdp)"
         raise ConfigError("train.batch_size", config.batch_size, rule)

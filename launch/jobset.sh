@@ -28,10 +28,7 @@ while (($#)); do
     --slices) need_count "$1" "${2-}" && slices=$2 ;;
     --chips-per-host) need_count "$1" "${2-}" && per_host=$2 ;;
     --max-restarts) need_count "$1" "${2-}" && restarts=$2 ;;
-    --env)
-      [[ ${2-} =~ ^[A-Za-z_][A-Za-z0-9_]*= ]] || die "--env = '${2-}': NAME=VALUE"
-      variables+=("$2")
-      ;;
+    --env) need_variable "$1" "${2-}" && variables+=("$2") ;;
     --dry-run) DRY_RUN=1 && shift && continue ;;
     --help) usage && exit ;;
     --) shift && arguments=("$@") && break ;;

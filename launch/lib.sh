@@ -24,6 +24,11 @@ need_count() {
   [[ ${2-} =~ ^[1-9][0-9]*$ ]] || die "$1 = '${2-}': a whole number, at least 1"
 }
 
+# need_variable OPTION VALUE: NAME=VALUE.
+need_variable() {
+  [[ ${2-} =~ ^[A-Za-z_][A-Za-z0-9_]*= ]] || die "$1 = '${2-}': NAME=VALUE"
+}
+
 # The words as a shell would take them again, on one line.
 quoted() {
   local word out=()

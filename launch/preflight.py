@@ -84,9 +84,7 @@ def check_mesh(config: Config, machines: Plan) -> Check:
     shape = sharding.mesh_shape(config.mesh, machines.devices, machines.slices, machines.kind)
     batch, micro = config.train.batch_size, config.train.micro_batches
     shards = shape[0] * shape[1]
-    if batch // micro % shards:
-        rule = f"batch_size / micro_batches must divide by {shards} (mesh data x fsdp)"
-        raise ConfigError("train.batch_size", batch, rule)
+    sharding.check_batch(config.train, shards)
     if batch % machines.hosts:
         raise ConfigError("train.batch_size", batch, f"a multiple of {machines.hosts} hosts")
     text = (

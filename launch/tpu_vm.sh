@@ -51,10 +51,7 @@ parse() {
         [[ ${2-} =~ ^[0-9]+$ ]] || die "$1 = '${2-}': a number from 0 on"
         printf -v "${1#--}" %s "$2"
         ;;
-      --env)
-        [[ ${2-} =~ ^[A-Za-z_][A-Za-z0-9_]*= ]] || die "--env = '${2-}': NAME=VALUE"
-        variables+=("$2")
-        ;;
+      --env) need_variable "$1" "${2-}" && variables+=("$2") ;;
       --spot | --reserved)
         [[ -z $capacity || $capacity == "$1" ]] || die "$1: not with $capacity"
         capacity=$1

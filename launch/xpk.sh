@@ -39,10 +39,7 @@ while (($#)); do
       device=$2
       ;;
     --zone | --project) need "$1" "${2-}" && where+=("$1=$2") ;;
-    --env)
-      [[ ${2-} =~ ^[A-Za-z_][A-Za-z0-9_]*= ]] || die "--env = '${2-}': NAME=VALUE"
-      variables+=("$2")
-      ;;
+    --env) need_variable "$1" "${2-}" && variables+=("$2") ;;
     --dry-run) DRY_RUN=1 && shift && continue ;;
     --help) usage && exit ;;
     --) shift && arguments=("$@") && break ;;

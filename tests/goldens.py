@@ -1,6 +1,6 @@
 """Texts that are reviewed by eye: compared with what is committed, rewritten on request.
 
-    JEPA_VL_UPDATE_GOLDENS=1 pytest tests/test_sharding_tables.py
+    JEPA_VL_UPDATE_GOLDENS=1 pytest tests/test_sharding_tables.py tests/test_launch.py
 
 writes what is new; read the diff before it is committed.
 """

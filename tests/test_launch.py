@@ -1,7 +1,6 @@
 """Promises of launch/ that need no machine: exact commands, one-line errors, no secrets.
 
-The commands are goldens, tests/goldens/launch/*.txt. ``python -m tests.test_launch`` writes them
-anew.
+The commands are goldens, tests/goldens/launch/*.txt; see tests/goldens.py.
 """
 
 import os
@@ -16,6 +15,7 @@ import yaml
 
 from jepa_vl import hardware
 from jepa_vl.config import ConfigError
+from tests.goldens import assert_golden
 
 ROOT = Path(__file__).resolve().parents[1]
 LAUNCH = ROOT / "launch"
@@ -120,7 +120,7 @@ def cloudless(tmp_path) -> str:
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_dry_run_prints_the_commands_of_the_golden_and_runs_none(name, cloudless, tmp_path):
-    assert output(name, cloudless) == (GOLDENS / f"{name}.txt").read_text()
+    assert_golden(f"launch/{name}.txt", output(name, cloudless))
     assert not (tmp_path / "ran").exists()
 
 
@@ -312,9 +312,3 @@ def test_the_readme_names_every_file():
     for path in LAUNCH.iterdir():
         if path.is_file() and path.name not in ("README.md", "lib.sh"):
             assert path.name in text, path.name
-
-
-if __name__ == "__main__":
-    GOLDENS.mkdir(parents=True, exist_ok=True)
-    for name in CASES:
-        (GOLDENS / f"{name}.txt").write_text(output(name, os.environ["PATH"]))

@@ -122,7 +122,7 @@ def compile_step(config: Config, where: topology.Topology, devices: list[Any]) -
       ConfigError: the mesh or the batch does not divide, or a tower that is named is absent.
     """
     mesh = sharding.make_mesh(config.mesh, devices)
-    sharding.check_batch(config.train, mesh)
+    sharding.check_batch(config.train, mesh.shape["data"] * mesh.shape["fsdp"])
     objective, spec = objectives.build(config), train_state.batch_spec(config)
     like = train_state.abstract(config, objective, spec, mesh)
     frozen = sharding.placed_spec(objective.frozen_spec(), mesh)

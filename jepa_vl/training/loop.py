@@ -41,7 +41,7 @@ class Run:
         self.clock = Clock()
         self.train_source, self.held_out = sources.open_sources(config)
         self.mesh = sharding.make_mesh(config.mesh)
-        sharding.check_batch(config.train, self.mesh)
+        sharding.check_batch(config.train, self.mesh.shape["data"] * self.mesh.shape["fsdp"])
         compile_cache.enable(config.train.compile_cache)
         self.objective = objectives.build(config)
         self.spec = train_state.batch_spec(config)

@@ -34,10 +34,8 @@ def _crossed(config: Config, spec: Batch) -> int:
     return whole + shown + whole + pairs * (shown + asked) + pairs * whole
 
 
+# Objectives that do not predict the masked blocks of one image from what is visible of it.
 TOKENS: dict[str, Callable[[Config, Batch], int]] = {
-    "ijepa": _masked,
-    "tcjepa": _masked,
-    "tijepa": _masked,
     "crossmodal": _crossed,
     "contrastive": lambda config, spec: config.encoder.grid**2,
 }
@@ -55,7 +53,7 @@ def tokens_of_an_image(config: Config, spec: Batch) -> int:
       config: resolved.
       spec: see ``state.batch_spec``.
     """
-    return TOKENS[config.objective](config, spec)
+    return TOKENS.get(config.objective, _masked)(config, spec)
 
 
 def memory() -> dict[str, int]:
