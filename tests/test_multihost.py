@@ -205,7 +205,7 @@ def test_sigterm_to_one_stops_all_after_the_same_step_and_one_process_goes_on(wo
     overrides.append(configs.Override("mesh.fsdp", "4"))
     assert noted(notes, 2) == expected(0, step, *overrides)
 
-    run = loop.Run(configs.load(CONFIG, overrides), workdir)
+    run = loop.Run(configs.load(CONFIG, overrides), workdir, loop.Lock(workdir))
     run.begin()
     assert dict(run.mesh.shape) == {"data": 2, "fsdp": 4, "tensor": 1} and run.start == step
     kept, state = load(workdir)[1], tree.flatten(run.state)

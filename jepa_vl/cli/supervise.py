@@ -34,6 +34,7 @@ POLL, LONGEST_PAUSE = 0.05, 60.0  # seconds
 GRACE = "JEPA_VL_GRACE_SECONDS"  # that the others have to end when one has died
 LOG = "restarts.jsonl"
 PARENT = "JEPA_VL_SUPERVISOR"
+PATIENCE = "JEPA_VL_LOCK_SECONDS"  # of training.lock
 OWN = (
     "verb",
     "supervise",
@@ -173,7 +174,9 @@ class Supervisor:
         self.asked += 1
 
     def _launch(self) -> list[Child]:
-        variables = os.environ | self.told | {PARENT: str(os.getpid())}
+        # What an earlier supervisor, or this one, had started may still be saving.
+        patience = {PATIENCE: os.environ.get(PATIENCE, "60")}
+        variables = os.environ | self.told | patience | {PARENT: str(os.getpid())}
         if self.local == 1:
             known = (variables.get(name, "") for name in NUMBERS)
             number = next((int(word) for word in known if word.isdecimal()), None)

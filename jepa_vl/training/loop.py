@@ -17,6 +17,7 @@ from jepa_vl.training.checkpoint import Checkpoints, provenance
 from jepa_vl.training.console import Reporter
 from jepa_vl.training.goodput import Clock
 from jepa_vl.training.health import Health, to_device
+from jepa_vl.training.lock import Lock
 from jepa_vl.training.metrics import MetricsWriter, write_json
 from jepa_vl.training.profiling import Profiler, Window
 from jepa_vl.training.rows import LateRows
@@ -31,11 +32,12 @@ STATUS = {DONE: "done", PREEMPTED: "preempted", NOT_FINITE: "not finite"}
 class Run:
     """One training run in one workdir."""
 
-    def __init__(self, config: Config, workdir: Path):
+    def __init__(self, config: Config, workdir: Path, lock: Lock):
         """Opens data and workdir and checks that they fit; :meth:`begin` does what costs time.
 
         Raises:
-          ConfigError: bad data, a mesh or masks that do not fit, or a workdir of another run.
+          ConfigError: bad data, a mesh or masks that do not fit, a workdir of another run, or one
+            in which another process trains.
         """
         self.config, self.workdir, self.total = config, workdir, config.train.steps
         self.clock = Clock()
@@ -50,6 +52,7 @@ class Run:
         distributed.require_same("configuration", self.meta["config_hash"])
         workdir.mkdir(parents=True, exist_ok=True)
         distributed.require_shared(workdir)
+        unlocked = lock.take() if distributed.leads() else ""
         self.checkpoints = self._open_checkpoints()
         self.compiles_before = 0
         self.bad_before: dict[str, int] = {}
@@ -58,6 +61,8 @@ class Run:
         distributed.require_same("step to go on from", self.start)
         progress = config.log.progress if distributed.leads() else "off"
         self.reporter = Reporter(progress, self.total, self.start)
+        if unlocked:
+            self.reporter.say(f"warning: {unlocked}")
 
     def begin(self) -> None:
         """Restores or creates the state and opens what :meth:`train` writes to.
@@ -322,8 +327,8 @@ def train(config: Config, workdir: Path, profile: Window | None = None) -> int:
     Raises:
       ConfigError: see :class:`Run`.
     """
-    with Stop() if distributed.alone() else SharedStop() as stop:
-        run = Run(config, workdir)
+    with Stop() if distributed.alone() else SharedStop() as stop, Lock(workdir) as lock:
+        run = Run(config, workdir, lock)
         if run.is_over():
             run.checkpoints.close()
             run.reporter.say(f"{workdir}: done already at step {run.start}; nothing to do")
