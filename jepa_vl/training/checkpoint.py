@@ -2,6 +2,8 @@
 
 import importlib.metadata
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import orbax.checkpoint as ocp
 
 from jepa_vl import tree
 from jepa_vl.config import Config, ConfigError, config_hash, resolve, to_dict
+from jepa_vl.training.checksum import checksums, differing
 from jepa_vl.training.state import TrainState
 
 # Named handlers: without them a manager that has saved nothing yet knows no item's metadata.
@@ -18,6 +21,7 @@ HANDLERS = {
     "data": ocp.JsonCheckpointHandler,
     "meta": ocp.JsonCheckpointHandler,
 }
+ASIDE = "damaged"  # folder of the workdir where damaged checkpoints lie
 FIELDS = TrainState.__dataclass_fields__
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -41,6 +45,10 @@ def _git_commit() -> str:
     except (OSError, subprocess.SubprocessError):
         return ""
     return done.stdout.strip()
+
+
+class Damaged(Exception):
+    """A checkpoint that cannot be read, or is not what was written; says what is wrong with it."""
 
 
 class Checkpoints:
@@ -85,6 +93,7 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         arrays = {name: getattr(state, name) for name in FIELDS}
+        meta = meta | {"checksums": checksums(arrays)}
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(arrays),  # pyright: ignore[reportCallIssue]
             data=ocp.args.JsonSave(data),  # pyright: ignore[reportCallIssue]
@@ -94,10 +103,15 @@ class Checkpoints:
             raise RuntimeError(f"checkpoint of step {step} was not written to {self.folder}")
 
     def describe(self, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The data and meta items of a step."""
+        """The data and meta items of a step.
+
+        Raises:
+          Damaged: they cannot be read.
+        """
         items = ocp.args.Composite(data=ocp.args.JsonRestore(), meta=ocp.args.JsonRestore())
-        found = self._manager.restore(step, args=items)
-        return found["data"], found["meta"]
+        with _reading(step):
+            found = self._manager.restore(step, args=items)
+            return found["data"], found["meta"]
 
     def restore(self, step: int, like: TrainState) -> TrainState:
         """The state of a step, on the devices that ``like`` names.
@@ -108,9 +122,11 @@ class Checkpoints:
 
         Raises:
           ConfigError: names, shapes or dtypes differ from this configuration's; lists which.
+          Damaged: arrays cannot be read, or are not those that were written.
         """
         arrays = {name: getattr(like, name) for name in FIELDS}
-        stored = self._manager.item_metadata(step)["state"]
+        with _reading(step):
+            stored = self._manager.item_metadata(step)["state"]
         problems = tree.diff(arrays, stored.tree if hasattr(stored, "tree") else stored)
         if problems:
             rule = "the checkpoint does not fit this configuration:\n  " + "\n  ".join(
@@ -120,7 +136,25 @@ class Checkpoints:
         items = ocp.args.Composite(
             state=ocp.args.StandardRestore(arrays),  # pyright: ignore[reportCallIssue]
         )
-        return TrainState(**self._manager.restore(step, args=items)["state"])
+        with _reading(step):
+            found = self._manager.restore(step, args=items)["state"]
+        wanted = self.describe(step)[1].get("checksums", {})  # older ones have none
+        other = differing(wanted, checksums(found))
+        if other:
+            raise Damaged(
+                f"the checkpoint of step {step} is damaged: {len(other)} of {len(wanted)} arrays "
+                f"are not what was written: {', '.join(other[:3])}"
+            )
+        return TrainState(**found)
+
+    def set_aside(self, step: int) -> Path:
+        """Moves a damaged checkpoint out of the way of later ones; the manager must be reopened."""
+        self.close()
+        folder = self.folder.with_name(ASIDE)
+        folder.mkdir(exist_ok=True)
+        place = folder / f"{step}.{len(list(folder.iterdir()))}"
+        (self.folder / str(step)).rename(place)
+        return place
 
     def wait(self) -> None:
         """Returns when the save in the background is done; its errors are raised here."""
@@ -129,6 +163,17 @@ class Checkpoints:
     def close(self) -> None:
         """Waits and frees the manager."""
         self._manager.close()
+
+
+@contextmanager
+def _reading(step: int) -> Iterator[None]:
+    """What Orbax raises for files that are cut, gone or no longer its own."""
+    try:
+        yield
+    except Exception as error:  # of many kinds, TensorStore's own among them
+        lines = str(error).strip().splitlines()
+        reason = f"{type(error).__name__}: {lines[0] if lines else ''}"
+        raise Damaged(f"the checkpoint of step {step} cannot be read: {reason}") from error
 
 
 def load(workdir: Path, step: int | None = None) -> tuple[Config, TrainState, int]:
@@ -140,7 +185,7 @@ def load(workdir: Path, step: int | None = None) -> tuple[Config, TrainState, in
         made again where no checkpoint of it exists.
 
     Raises:
-      ConfigError: the folder holds no checkpoint, or none of this step.
+      ConfigError: the folder holds no checkpoint, or none of this step, or it is damaged.
     """
     from jepa_vl import objectives, sharding
     from jepa_vl.schema import MeshConfig
@@ -156,13 +201,18 @@ def load(workdir: Path, step: int | None = None) -> tuple[Config, TrainState, in
     if step not in (0, *steps):
         rule = f"{workdir} has checkpoints of steps {', '.join(map(str, steps))}"
         raise ConfigError("step", step, f"{rule}, and step 0 is made again")
-    config = resolve(checkpoints.describe(step if step in steps else steps[-1])[1]["config"])
-    objective, spec = objectives.build(config), train_state.batch_spec(config)
-    mesh = sharding.make_mesh(MeshConfig(), jax.local_devices()[:1])
-    if step in steps:
-        like = train_state.abstract(config, objective, spec, mesh)
-        state = checkpoints.restore(step, like)
-    else:
-        state = train_state.create(config, objective, spec, mesh)
-    checkpoints.close()
+    try:
+        config = resolve(checkpoints.describe(step if step in steps else steps[-1])[1]["config"])
+        objective, spec = objectives.build(config), train_state.batch_spec(config)
+        mesh = sharding.make_mesh(MeshConfig(), jax.local_devices()[:1])
+        if step in steps:
+            like = train_state.abstract(config, objective, spec, mesh)
+            state = checkpoints.restore(step, like)
+        else:
+            state = train_state.create(config, objective, spec, mesh)
+    except Damaged as error:
+        rule = f"{error}; there are those of steps {', '.join(map(str, steps))}"
+        raise ConfigError("workdir", str(workdir), rule) from error
+    finally:
+        checkpoints.close()
     return config, state, step

@@ -11,9 +11,9 @@ from jepa_vl.config import Config, ConfigError, config_hash, resume_diff
 from jepa_vl.data import faults, pipeline, sources
 from jepa_vl.evaluators import features
 from jepa_vl.evaluators.knn import OnlineKnn
-from jepa_vl.training import compile_cache, distributed, flops, rebatch, result
+from jepa_vl.training import checkpoint, compile_cache, distributed, flops, rebatch, result
 from jepa_vl.training import state as train_state
-from jepa_vl.training.checkpoint import Checkpoints, provenance
+from jepa_vl.training.checkpoint import Checkpoints, Damaged, provenance
 from jepa_vl.training.console import Reporter
 from jepa_vl.training.goodput import Clock
 from jepa_vl.training.health import Health, to_device
@@ -26,6 +26,9 @@ from jepa_vl.training.speed import Speed
 from jepa_vl.training.step import Metrics, make_step
 
 DONE, PREEMPTED, NOT_FINITE = 0, 3, 4
+NOTHING_WHOLE = (
+    f"no checkpoint is whole (the damaged ones lie in {checkpoint.ASIDE}/); take a new workdir"
+)
 STATUS = {DONE: "done", PREEMPTED: "preempted", NOT_FINITE: "not finite"}
 
 
@@ -55,6 +58,7 @@ class Run:
         unlocked = lock.take() if distributed.leads() else ""
         self.checkpoints = self._open_checkpoints()
         self.compiles_before = 0
+        self.news: list[str] = []  # of checkpoints, to be said when the run begins
         self.bad_before: dict[str, int] = {}
         self.batch_before, self.saved_step = config.train.batch_size, 0
         self.start = self.done = self._find_start()
@@ -73,7 +77,7 @@ class Run:
         config, objective, mesh = self.config, self.objective, self.mesh
         like = train_state.abstract(config, objective, self.spec, mesh)
         if self.start:
-            self.state = self.checkpoints.restore(self.saved_step, like)
+            self.state = self._restore(like)
         else:
             self.state = train_state.create(config, objective, self.spec, mesh)
         listed = distributed.list_of_bad_samples(self.workdir)
@@ -109,6 +113,31 @@ class Run:
         keep = self.config.checkpoint
         return Checkpoints(self.workdir, keep.keep_last, keep.keep_every)
 
+    def _restore(self, like: train_state.TrainState) -> train_state.TrainState:
+        """The newest checkpoint that is whole; damaged ones before it are set aside.
+
+        Raises:
+          ConfigError: none is.
+        """
+        while True:
+            try:
+                return self.checkpoints.restore(self.saved_step, like)
+            except Damaged as error:
+                self._set_aside(self.saved_step, error)
+            self.start = self.done = self._find_start()
+            if not self.start:
+                raise ConfigError("workdir", str(self.workdir), NOTHING_WHOLE)
+
+    def _set_aside(self, step: int, error: Damaged) -> None:
+        self.news.append(f"warning: {error}")
+        if distributed.leads():
+            place = self.checkpoints.set_aside(step)
+            self.news.append(f"warning: it was moved to {place}")
+        else:
+            self.checkpoints.close()
+        distributed.wait("set aside")
+        self.checkpoints = self._open_checkpoints()
+
     def _find_start(self) -> int:
         """Step that the newest checkpoint stands for, 0 for a new run.
 
@@ -119,7 +148,13 @@ class Run:
             rebatch.check_whole(self.workdir)
             self.clock.start_over(self.workdir, self.meta["config_hash"])
             return 0
-        data, meta = self.checkpoints.describe(step)
+        try:
+            data, meta = self.checkpoints.describe(step)
+        except Damaged as error:
+            self._set_aside(step, error)
+            if self.checkpoints.latest() is None:
+                raise ConfigError("workdir", str(self.workdir), NOTHING_WHOLE) from error
+            return self._find_start()
         self.saved_step, self.batch_before = step, data["global_batch"]
         batch = self.config.train.batch_size
         changed = resume_diff(rebatch.saved_as(meta["config"], self.config), self.config)
@@ -148,6 +183,8 @@ class Run:
         self.reporter.say(f"batch {old} -> {new}: step {self.saved_step} is step {self.start} now")
 
     def _greet(self) -> None:
+        for line in self.news:
+            self.reporter.say(line)
         self.reporter.say(
             f"{self.config.objective} on {self.train_source.name} "
             f"({len(self.train_source)} images), {tree.count(self.state.params) / 1e6:.2f} M "
