@@ -21,6 +21,7 @@ def _mix(x: Array) -> Array:
     return x ^ (x >> 16)
 
 
+@jax.jit  # leaf by leaf: a state has hundreds, of a few shapes
 def _sums(x: Array) -> Array:
     """uint32 [2]: of an array of any shape, of 8 to 32 bits an element."""
     if x.dtype == jnp.bool_:
@@ -35,14 +36,9 @@ def _sums(x: Array) -> Array:
     return jnp.stack([jnp.sum(first, dtype=jnp.uint32), jnp.sum(second, dtype=jnp.uint32)])
 
 
-@jax.jit
-def _all(state: PyTree) -> PyTree:
-    return jax.tree.map(_sums, state)
-
-
 def checksums(state: PyTree) -> dict[str, str]:
     """16 hex digits for each array of a pytree, by its name; equal on every mesh."""
-    found = jax.device_get(_all(state))
+    found = jax.device_get(jax.tree.map(_sums, state))
     return {name: f"{int(a):08x}{int(b):08x}" for name, (a, b) in tree.flatten(found).items()}
 
 
