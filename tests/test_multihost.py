@@ -16,12 +16,13 @@ from jepa_vl import tree
 from jepa_vl.cli import configs
 from jepa_vl.config import ConfigError
 from jepa_vl.data import faults, pipeline, sources
-from jepa_vl.training import distributed, loop
+from jepa_vl.training import distributed, lock, loop
 from jepa_vl.training.checkpoint import load
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG, DEVICES = "tests/configs_hosts.py", 4
 SCRIPT = ROOT / "launch" / "local_multiprocess.sh"
+WRITTEN = ("config.json", "metrics.jsonl", "restarts.jsonl", "result.json")  # beside checkpoints
 
 
 def environment(processes: int, **more: str) -> dict[str, str]:
@@ -145,7 +146,7 @@ def one_killed(words, single, tmp_path, processes: int) -> None:
             [row[name] for row in rows[1:]], [row[name] for row in before[1:]], rtol=1e-5
         )
     files = {path.name for path in workdir.iterdir()}
-    assert files == {"checkpoints", "config.json", "metrics.jsonl", "restarts.jsonl", "result.json"}
+    assert files == {"checkpoints", lock.FILE, *WRITTEN}
     assert json.loads((workdir / "result.json").read_text())["status"] == "done"
 
 

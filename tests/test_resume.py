@@ -14,7 +14,7 @@ import pytest
 from jepa_vl import tree
 from jepa_vl.cli.main import main
 from jepa_vl.config import resume_diff, to_dict
-from jepa_vl.training import loop
+from jepa_vl.training import lock, loop
 from jepa_vl.training.checkpoint import load
 from jepa_vl.training.speed import CLOCKED
 from tests.tiny import tiny
@@ -142,7 +142,7 @@ def test_a_workdir_of_another_configuration_is_refused_with_the_difference(unbro
 
 def test_a_finished_run_says_so_and_leaves_every_file_alone(run, unbroken):
     def files():
-        found = {path: path.stat() for path in unbroken.rglob("*")}
+        found = {path: path.stat() for path in unbroken.rglob("*") if path.name != lock.FILE}
         return {path: (stat.st_mtime_ns, stat.st_size) for path, stat in found.items()}
 
     before = files()
