@@ -154,12 +154,14 @@ AT_LEAST_1 = (
     "encoder.mlp_width", "masks.target_blocks", "optim.warmup_steps",
     "loss.ramp_steps", "loss.contrast_images",
     "train.batch_size", "train.micro_batches", "train.max_bad_steps",
-    "checkpoint.every", "checkpoint.keep_last",
+    "checkpoint.every", "checkpoint.keep_last", "log.proof_every",
     "log.every", "log.diagnostics_every", "log.diagnostics_images",
     "eval.every", "eval.k", "eval.train_images", "eval.val_images", "eval.batch_size",
 )  # fmt: skip
 NOT_NEGATIVE = (
     "data.workers", "text.depth", "checkpoint.keep_every",
+    "checkpoint.keep_best", "checkpoint.every_minutes", "checkpoint.patience_minutes",
+    "train.spike_z", "train.max_rewinds", "train.watchdog_minutes",
     "loss.sparse", "loss.consistency", "loss.contrast",
     "crossmodal.text_to_image", "crossmodal.image_to_text",
     "optim.start_lr", "optim.final_lr", "optim.weight_decay", "optim.final_weight_decay",
@@ -186,7 +188,8 @@ RANGES: dict[str, float | None] = {  # key of (low, high) -> the most that high 
 RESUMABLE = (
     "text.path", "frozen.", "data.workers", "data.prefetch", "data.threads", "data.max_bad_share",
     "mesh.", "checkpoint.", "log.", "eval.", "train.compile_cache", "train.max_bad_steps",
-    "train.remat", "train.scan_layers",
+    "train.max_rewinds", "train.spike_z", "train.watchdog_minutes", "train.remat",
+    "train.scan_layers",
 )  # fmt: skip
 
 

@@ -1,11 +1,15 @@
 """The configuration schema: every key with its type, default and one line of documentation.
 
-What the values mean, and which are refused, stands in :mod:`jepa_vl.config`.
+Here is what is trained, on what; how it is run stands in :mod:`jepa_vl.schema_run`. What the values
+mean, and which are refused, stands in :mod:`jepa_vl.config`.
 """
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+
+from jepa_vl.schema_run import CheckpointConfig as CheckpointConfig
+from jepa_vl.schema_run import EvalConfig, LogConfig, OptimConfig, TrainConfig, key
+from jepa_vl.schema_run import MeshConfig as MeshConfig
 
 # Encoder: width, depth, heads, hidden width of the MLP (I-JEPA's public code; "g" has ratio 48/11).
 VARIANTS: dict[str, tuple[int, int, int, int]] = {
@@ -24,11 +28,6 @@ PREDICTOR_DEPTHS = {"Ti": 6, "S": 6, "B": 6, "L": 12, "H": 12, "g": 16}
 CROSSERS: dict[str, tuple[int, int]] = {"small": (4, 8), "medium": (6, 12), "large": (8, 12)}
 
 RANDOM = "random"  # in place of the path of a frozen tower: an untrained one
-
-
-def key(default: Any, doc: str) -> Any:
-    """A configuration key: its default and one line of documentation."""
-    return dataclasses.field(default=default, metadata={"doc": doc})
 
 
 @dataclass(frozen=True)
@@ -281,96 +280,6 @@ class MasksConfig:
         0, "K, visible tokens an image; 0: 27 % of the grid, a multiple of 8 from 32 on"
     )
     target_tokens: int = key(0, "C, tokens of a target block; 0: the smallest block's area")
-
-
-@dataclass(frozen=True)
-class OptimConfig:
-    """AdamW, its schedules, and the momentum of the target."""
-
-    lr: float = key(1e-3, "peak learning rate of AdamW")
-    start_lr: float = key(1e-4, "learning rate at the start of the warm-up")
-    final_lr: float = key(1e-6, "learning rate at the end of the cosine")
-    warmup_steps: int = key(0, "linear warm-up; 0: a tenth of the steps")
-    weight_decay: float = key(0.04, "at the start of its cosine")
-    final_weight_decay: float = key(0.4, "at the end of its cosine")
-    b1: float = key(0.9, "Adam's first decay")
-    b2: float = key(0.999, "Adam's second decay")
-    eps: float = key(1e-8, "Adam's epsilon")
-    ema: float = key(0.996, "momentum of the target at the start")
-    final_ema: float = key(1.0, "momentum of the target at the end (linear)")
-    schedule_scale: float = key(1.0, "schedules are laid out over steps x this; I-JEPA's ipe_scale")
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """The length of the run and the shape of a step."""
-
-    steps: int = key(1000, "optimizer steps of the run")
-    batch_size: int = key(64, "B, images a step over all hosts")
-    micro_batches: int = key(1, "parts that a step's batch is computed in; gradients are averaged")
-    init: str = key("normal", "of kernels: normal (N(0, 0.02), I-JEPA) or fan_in (std fan_in^-1/2)")
-    dtype: str = key(
-        "float32", "compute dtype of matrix products: float32 or bfloat16; state stays float32"
-    )
-    scan_layers: bool = key(
-        False, "compile equal layers once and loop over them: minutes less for deep models on a pod"
-    )
-    remat: str = key(
-        "none",
-        "of a layer's activations the backward pass keeps: none: all of them; dots: results of "
-        "matrix products; full: none, the layer is computed again",
-    )
-    max_bad_steps: int = key(20, "stop (exit 4) after this many non-finite steps in a row")
-    compile_cache: str = key("", "persistent XLA cache; empty: a user cache folder, 'off': none")
-
-
-@dataclass(frozen=True)
-class MeshConfig:
-    """Devices along each axis of the mesh."""
-
-    data: int = key(-1, "devices along the data axis; -1: all that remain")
-    fsdp: int = key(
-        0, "devices that parameters are sharded over; 0: what suits the chip, at most one slice"
-    )
-    tensor: int = key(1, "devices that heads and hidden widths are sharded over")
-
-
-@dataclass(frozen=True)
-class CheckpointConfig:
-    """When checkpoints are written, and which are kept."""
-
-    every: int = key(200, "steps between checkpoints; one more is written at the end")
-    keep_last: int = key(2, "newest checkpoints to keep")
-    keep_every: int = key(0, "also keep each checkpoint whose step is a multiple of this; 0: none")
-
-
-@dataclass(frozen=True)
-class LogConfig:
-    """What is written down while training."""
-
-    every: int = key(10, "steps between lines in metrics.jsonl")
-    diagnostics_every: int = key(100, "steps between text gain, RankMe and the other diagnostics")
-    diagnostics_images: int = key(256, "held-out images that diagnostics are computed on")
-    progress: str = key("auto", "auto (bar on a terminal, lines elsewhere), lines or off")
-    tensorboard: bool = key(True, "write TensorBoard events")
-
-
-@dataclass(frozen=True)
-class EvalConfig:
-    """The kNN evaluation that runs during training."""
-
-    every: int = key(0, "steps between online kNN evaluations; 0: a quarter of the run")
-    path: str = key(
-        "",
-        "held-out source, same kind (mixture: of the first one's); empty: val beside a folder "
-        "named train, else data.holdout (mixture: of each source)",
-    )
-    split: str = key("", "held-out split, where data.split knows splits; empty: as for path")
-    train_images: int = key(2000, "labelled training images that kNN searches")
-    val_images: int = key(1000, "labelled held-out images that kNN classifies")
-    k: int = key(20, "neighbours")
-    temperature: float = key(0.07, "of the vote")
-    batch_size: int = key(0, "images a forward pass; 0: the training batch")
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ PARAMETER_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"/(word_position|word_type|relative_bias|position)$", (None, None)),
     (r"/(mask_token|cls|query)$", (None,)),
     (r"/(bias|scale|patch_bias)$", (None,)),
+    (r"^/recent$", (None,)),
 )
 LOGICAL_TO_MESH: dict[str, str | tuple[str, ...]] = {
     "batch": BATCH,

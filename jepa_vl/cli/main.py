@@ -39,6 +39,8 @@ SHAPES = {  # what the option's value stands for, and its help
     "--hosts": ("N", ""),
     "--step-seconds": ("X", ""),
     "--profile": ("FIRST:LAST", ""),
+    "--proof": ("", ""),  # a switch
+    "--against": ("DIR", ""),
     "--supervise": ("", ""),  # a switch
     "--local-processes": ("N", ""),
     "--max-restarts": ("R", ""),
@@ -81,6 +83,7 @@ VERBS = {
         config="",
         workdir="",
         profile="trace these steps into WORKDIR/profiles; FIRST:LAST:all: in all processes",
+        proof="write hashes of what each step sees and makes to WORKDIR/proof.jsonl",
         supervise="start the training as a process of its own, and again when it dies",
         local_processes="of the supervisor: processes on this machine's CPU (default: 1)",
         max_restarts="of the supervisor: restarts in a row without a new checkpoint (default: 5)",
@@ -184,9 +187,13 @@ VERBS = {
     ),
     "report": Verb(
         "draw what a run has learnt",
-        "Writes one self-contained HTML page; the run may still be going on.",
+        "Writes one self-contained HTML page; the run may still be going on. With --proof it\n"
+        "prints instead whether the steps that restarts have repeated saw and made the same, as\n"
+        "runs of `jepa-vl train --proof` wrote it down; exit code 1 where they did not.",
         "jepa-vl report --workdir runs/quickstart",
         workdir="",
+        proof="print the table of equal hashes, of a run and over its restarts",
+        against="with --proof: workdir of another run of this configuration",
         out="file to write (default: report.html in the workdir)",
     ),
 }
@@ -265,7 +272,8 @@ def main(argv: Sequence[str] | None = None) -> int:
       argv: without the program's name; defaults to ``sys.argv[1:]``.
 
     Returns:
-      0 done, 3 preempted and saved (start again), 4 loss not finite, 5 bad input, 130 interrupted.
+      0 done, 1 found wanting (compile, report --proof), 3 preempted and saved (start again), 4 loss
+      not finite, 5 bad input, 130 interrupted.
     """
     try:
         args, overrides = _parse(list(sys.argv[1:] if argv is None else argv))

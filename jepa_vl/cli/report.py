@@ -1,17 +1,18 @@
-"""``jepa-vl report``: a workdir in, one HTML page out."""
+"""``jepa-vl report``: a workdir in, one HTML page, or the table of a proof, out."""
 
 import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from jepa_vl.cli import proof_table
 from jepa_vl.cli.configs import Override
 from jepa_vl.cli.train import writable
 from jepa_vl.config import ConfigError
 
 
 def run(args: argparse.Namespace, overrides: Sequence[Override]) -> int:
-    """Writes the page and prints its path.
+    """Writes the page and prints its path, or prints the table.
 
     Raises:
       ConfigError: the workdir holds no run, or the page cannot be written.
@@ -20,6 +21,10 @@ def run(args: argparse.Namespace, overrides: Sequence[Override]) -> int:
     workdir = Path(args.workdir).expanduser()
     if not workdir.is_dir():
         raise ConfigError("--workdir", args.workdir, "no such folder")
+    if args.proof:
+        return proof_table.run(args)
+    if args.against:
+        raise ConfigError("--against", args.against, "add --proof")
     out = Path(args.out).expanduser() if args.out else workdir / "report.html"
     if out.is_dir():
         raise ConfigError("--out", args.out, "is a folder; name the file")

@@ -32,11 +32,11 @@ def run(args: argparse.Namespace, overrides: Sequence[configs.Override]) -> int:
 
     distributed.initialize(args.coordinator, args.processes, args.process)
     if distributed.alone():
-        return train(config, workdir, window)
+        return train(config, workdir, window, args.proof)
     try:
         if config.log.progress != "off":
             print(distributed.describe(), flush=True)
-        return train(config, workdir, window)
+        return train(config, workdir, window, args.proof)
     except BaseException as error:
         distributed.leave(_tell(error))
 

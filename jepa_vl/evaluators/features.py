@@ -101,6 +101,10 @@ class Reader:
         self._log, self._bad = log, (set[int](), set[int]())
         self._kept: Sequence[Iterable[Batch]] = ()
 
+    def tested(self) -> int:
+        """Held-out images that numbers are of, as far as they have been read."""
+        return len(self.indices[1]) - len(self._bad[1])
+
     def keep_images(self) -> None:
         """Reads all images now and holds them, for those who read features again and again.
 

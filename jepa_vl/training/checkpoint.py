@@ -1,18 +1,23 @@
 """Checkpoints: one atomic {state, data, meta} a step, written in the background by Orbax."""
 
 import importlib.metadata
+import json
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import absl.logging
 import jax
 import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
 from jepa_vl import tree
 from jepa_vl.config import Config, ConfigError, config_hash, resolve, to_dict
+from jepa_vl.schema_run import CheckpointConfig
 from jepa_vl.training.checksum import checksums, differing
+from jepa_vl.training.metrics import write_json
 from jepa_vl.training.state import TrainState
 
 # Named handlers: without them a manager that has saved nothing yet knows no item's metadata.
@@ -21,6 +26,8 @@ HANDLERS = {
     "data": ocp.JsonCheckpointHandler,
     "meta": ocp.JsonCheckpointHandler,
 }
+PINS = "pinned.json"  # steps whose checkpoints stay
+SCORE = "knn/target"  # name in metrics.jsonl
 ASIDE = "damaged"  # folder of the workdir where damaged checkpoints lie
 FIELDS = TrainState.__dataclass_fields__
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -55,24 +62,24 @@ class Checkpoints:
     """The checkpoints of one workdir. A kill at any moment leaves the previous ones whole."""
 
     def __init__(
-        self, workdir: Path, keep_last: int = 1, keep_every: int = 0, read_only: bool = False
+        self, workdir: Path, keep: CheckpointConfig | None = None, read_only: bool = False
     ):
         """Opens ``workdir/checkpoints``.
 
         Args:
           workdir: of the run.
-          keep_last: newest checkpoints to keep.
-          keep_every: also keep multiples of this step; 0: none.
+          keep: which of them stay when a newer one is whole; None: where none will be saved.
           read_only: touch nothing; the run that owns the folder may be saving right now.
         """
+        self.folder = workdir.resolve() / "checkpoints"
+        self._pins, self._saving = _Pinned(workdir / PINS), False
+        absl.logging.set_verbosity(absl.logging.FATAL)  # pages of tracebacks of what is raised too
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep_last,
-            keep_period=keep_every or None,
+            preservation_policy=_kept(keep or CheckpointConfig(), self._pins),
             cleanup_tmp_directories=not read_only,
             enable_async_checkpointing=True,
             create=not read_only,
         )
-        self.folder = workdir.resolve() / "checkpoints"
         handlers = {name: handler() for name, handler in HANDLERS.items()}
         self._manager = ocp.CheckpointManager(self.folder, item_handlers=handlers, options=options)
 
@@ -84,11 +91,23 @@ class Checkpoints:
         """Steps of all finished checkpoints, the newest last."""
         return sorted(self._manager.all_steps())
 
-    def save(self, state: TrainState, step: int, data: dict[str, Any], meta: dict) -> None:
+    def save(
+        self,
+        state: TrainState,
+        step: int,
+        data: dict[str, Any],
+        meta: dict[str, Any],
+        score: float | None = None,
+    ) -> None:
         """Starts a save; arrays are copied before this returns. A step that exists is left alone.
 
+        Args:
+          state: of the step; data, meta: the other items.
+          step: its number.
+          score: of the online evaluation, by which the best are kept; None: it was not due.
+
         Raises:
-          RuntimeError: Orbax refused the save.
+          Exception: of many kinds, also for a save before this one, which failed since.
         """
         if step in self._manager.all_steps():
             return
@@ -99,8 +118,41 @@ class Checkpoints:
             data=ocp.args.JsonSave(data),  # pyright: ignore[reportCallIssue]
             meta=ocp.args.JsonSave(meta),  # pyright: ignore[reportCallIssue]
         )
-        if not self._manager.save(step, args=items):
-            raise RuntimeError(f"checkpoint of step {step} was not written to {self.folder}")
+        metrics = None if score is None else {SCORE: score}
+        if not self._manager.save(step, args=items, metrics=metrics):
+            raise RuntimeError(f"Orbax refused to save step {step}")
+        self._saving = True
+
+    def check(self) -> bool:
+        """Has the save in the background ended since this was last asked? Waits for nothing.
+
+        Raises:
+          Exception: it has failed.
+        """
+        if not self._saving or self._manager.is_saving_in_progress():
+            return False
+        self.wait()
+        return True
+
+    def best(self) -> tuple[int, float] | None:
+        """Step and score of the best checkpoint that is here, the latest of equals."""
+        found = {step: self._manager.metrics(step) for step in self.steps()}
+        scored = [(told[SCORE], step) for step, told in found.items() if told]
+        if not scored:
+            return None
+        score, step = max(scored)
+        return step, score
+
+    def pin(self, step: int) -> None:
+        """From now on a checkpoint is never deleted for its age."""
+        self._pins.steps.add(step)
+        write_json(self.folder.with_name(PINS), sorted(self._pins.steps))
+
+    def delete_after(self, step: int) -> None:
+        """Deletes all of later steps."""
+        for later in self.steps():
+            if later > step:
+                self._manager.delete(later)
 
     def describe(self, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
         """The data and meta items of a step.
@@ -158,11 +210,41 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Returns when the save in the background is done; its errors are raised here."""
+        self._saving = False
         self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits and frees the manager."""
         self._manager.close()
+
+
+class _Pinned(policies.PreservationPolicy):
+    """Keeps the steps that a file of the workdir lists."""
+
+    def __init__(self, path: Path):
+        self.steps: set[int] = set(json.loads(path.read_text()) if path.exists() else ())
+
+    def should_preserve(
+        self, checkpoints: Sequence[policies.PolicyCheckpointInfo], **_: Any
+    ) -> Sequence[bool]:
+        return [found.step in self.steps for found in checkpoints]
+
+
+def _kept(keep: CheckpointConfig, pins: _Pinned) -> policies.PreservationPolicy:
+    """Which checkpoints stay when a newer one is whole."""
+    kept: list[policies.PreservationPolicy] = [policies.LatestN(keep.keep_last), pins]
+    if keep.keep_every:
+        kept.append(policies.EveryNSteps(keep.keep_every))
+    if keep.keep_best:
+        # Of equals the last one counts as best.
+        kept.append(
+            policies.BestN(
+                get_metric_fn=lambda metrics: metrics[SCORE],
+                n=keep.keep_best,
+                keep_checkpoints_without_metrics=False,
+            )
+        )
+    return policies.AnyPreservationPolicy(kept)
 
 
 @contextmanager

@@ -200,12 +200,18 @@ def data_part(mesh: Mesh) -> tuple[int, int]:
 
 def gather(values: Any) -> np.ndarray:
     """What each process brings, int32 [n] -> int32 [processes, n]; all must call it."""
-    return np.asarray(multihost_utils.process_allgather(np.asarray(values, np.int32)))
+    own = np.asarray(values, np.int32)
+    return own[None] if alone() else np.asarray(multihost_utils.process_allgather(own))
 
 
 def first_says(flag: bool) -> bool:
     """What process 0 says."""
     return flag if alone() else bool(gather([flag])[0, 0])
+
+
+def any_says(flag: bool) -> bool:
+    """Does any process say so?"""
+    return flag if alone() else bool(gather([flag]).any())
 
 
 def require_same(name: str, value: Any) -> None:

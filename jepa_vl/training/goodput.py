@@ -74,6 +74,19 @@ class Clock:
         self.began = saved["began"]
         self._resumed, self._ran_before = True, spent["seconds"]
 
+    def rewind(self, spent: dict[str, Any]) -> None:
+        """Counts as lost what was spent since a checkpoint that the run returns to.
+
+        Args:
+          spent: of the checkpoint's meta; {}: the run begins again.
+        """
+        now, saved = self.seconds(), spent.get("goodput", {}).get("parts", {})
+        for part in PARTS:
+            if part != "lost":
+                thrown_away = max(0.0, now[part] - saved.get(part, 0.0))
+                self._before[part] -= thrown_away
+                self._before["lost"] += thrown_away
+
     def start_over(self, workdir: Path, config_hash: str) -> None:
         """Counts what an earlier process of this run did as lost, if it left no checkpoint.
 

@@ -7,28 +7,30 @@ from typing import Any
 import jax
 
 from jepa_vl import objectives, sharding, tree
-from jepa_vl.config import Config, ConfigError, config_hash, resume_diff
+from jepa_vl.config import Config, ConfigError, config_hash
 from jepa_vl.data import faults, pipeline, sources
 from jepa_vl.evaluators import features
 from jepa_vl.evaluators.knn import OnlineKnn
-from jepa_vl.training import checkpoint, compile_cache, distributed, flops, rebatch, result
+from jepa_vl.training import compile_cache, distributed, flops, result
 from jepa_vl.training import state as train_state
-from jepa_vl.training.checkpoint import Checkpoints, Damaged, provenance
+from jepa_vl.training.checkpoint import SCORE, provenance
 from jepa_vl.training.console import Reporter
+from jepa_vl.training.events import Events
 from jepa_vl.training.goodput import Clock
 from jepa_vl.training.health import Health, to_device
+from jepa_vl.training.keeper import Keeper
 from jepa_vl.training.lock import Lock
 from jepa_vl.training.metrics import MetricsWriter, write_json
 from jepa_vl.training.profiling import Profiler, Window
+from jepa_vl.training.proof import NoProof, Proof
 from jepa_vl.training.rows import LateRows
 from jepa_vl.training.signals import SharedStop, Stop
 from jepa_vl.training.speed import Speed
 from jepa_vl.training.step import Metrics, make_step
+from jepa_vl.training.watchdog import Watchdog
 
 DONE, PREEMPTED, NOT_FINITE = 0, 3, 4
-NOTHING_WHOLE = (
-    f"no checkpoint is whole (the damaged ones lie in {checkpoint.ASIDE}/); take a new workdir"
-)
+REWIND = -1  # no exit code: the steps go on from an earlier checkpoint
 STATUS = {DONE: "done", PREEMPTED: "preempted", NOT_FINITE: "not finite"}
 
 
@@ -56,15 +58,12 @@ class Run:
         workdir.mkdir(parents=True, exist_ok=True)
         distributed.require_shared(workdir)
         unlocked = lock.take() if distributed.leads() else ""
-        self.checkpoints = self._open_checkpoints()
-        self.compiles_before = 0
-        self.news: list[str] = []  # of checkpoints, to be said when the run begins
-        self.bad_before: dict[str, int] = {}
-        self.batch_before, self.saved_step = config.train.batch_size, 0
-        self.start = self.done = self._find_start()
+        self.keeper = Keeper(config, workdir, self.clock, self.data, self.meta)
+        self.start = self.done = self.keeper.start
         distributed.require_same("step to go on from", self.start)
         progress = config.log.progress if distributed.leads() else "off"
         self.reporter = Reporter(progress, self.total, self.start)
+        self.events = Events(workdir, self.reporter.say)
         if unlocked:
             self.reporter.say(f"warning: {unlocked}")
 
@@ -75,20 +74,19 @@ class Run:
           ConfigError: the checkpoint does not fit, or images cannot be read.
         """
         config, objective, mesh = self.config, self.objective, self.mesh
-        like = train_state.abstract(config, objective, self.spec, mesh)
-        if self.start:
-            self.state = self._restore(like)
-        else:
-            self.state = train_state.create(config, objective, self.spec, mesh)
+        self._take_state()
+        spent = self.keeper.meta.get("spent", {})
+        self.compiles_before = spent.get("compiles", 0)
         listed = distributed.list_of_bad_samples(self.workdir)
-        before = self.bad_before if distributed.leads() else {}
+        before = spent.get("bad_samples", {}) if distributed.leads() else {}
         self.faults = faults.Log(config.data.max_bad_share, listed, before)
         for source in (self.train_source, self.held_out):
             self.faults.check_index(source)
         self.frozen = sharding.place(objective.load_frozen(), mesh)
-        self.step = make_step(config, objective, mesh, like)
-        if self.batch_before != config.train.batch_size:
-            self._change_batch()
+        if self.keeper.batch_before != config.train.batch_size:
+            self.state = self.keeper.change_batch(self.state)
+            self.save(self.start)
+            self.keeper.insist(lambda: self.save(self.start), self.start)
         self._greet()
         if distributed.leads():
             write_json(self.workdir / "config.json", self.meta | {"began": self.clock.began})
@@ -98,9 +96,24 @@ class Run:
         self.knn = self._make_knn(encode)
         read = None if self.knn is None else self.knn.reader.describe()
         distributed.require_same("images for evaluation", [self.health.indices(), read])
+        self._open_writer()
+
+    def _take_state(self) -> None:
+        """Of the checkpoint to go on from, or a new one; and the step that continues it."""
+        config, objective, mesh = self.config, self.objective, self.mesh
+        like = train_state.abstract(config, objective, self.spec, mesh)
+        if self.start:
+            self.state = self.keeper.restore(like)
+            self.start = self.done = self.keeper.start
+        else:
+            self.state = train_state.create(config, objective, self.spec, mesh)
+        self.step = make_step(config, objective, mesh, like, self.keeper.course.lr_scale)
+
+    def _open_writer(self) -> None:
         self.writer: MetricsWriter = distributed.NoWriter()
         if distributed.leads():
-            self.writer = MetricsWriter(self.workdir, self.start or -1, config.log.tensorboard)
+            tensorboard = self.config.log.tensorboard
+            self.writer = MetricsWriter(self.workdir, self.start or -1, tensorboard)
 
     def is_over(self) -> bool:
         """Was the last step done, and result.json written, by an earlier process?"""
@@ -109,82 +122,8 @@ class Run:
             return False
         return json.loads(path.read_text())["status"] == STATUS[DONE]
 
-    def _open_checkpoints(self) -> Checkpoints:
-        keep = self.config.checkpoint
-        return Checkpoints(self.workdir, keep.keep_last, keep.keep_every)
-
-    def _restore(self, like: train_state.TrainState) -> train_state.TrainState:
-        """The newest checkpoint that is whole; damaged ones before it are set aside.
-
-        Raises:
-          ConfigError: none is.
-        """
-        while True:
-            try:
-                return self.checkpoints.restore(self.saved_step, like)
-            except Damaged as error:
-                self._set_aside(self.saved_step, error)
-            self.start = self.done = self._find_start()
-            if not self.start:
-                raise ConfigError("workdir", str(self.workdir), NOTHING_WHOLE)
-
-    def _set_aside(self, step: int, error: Damaged) -> None:
-        self.news.append(f"warning: {error}")
-        if distributed.leads():
-            place = self.checkpoints.set_aside(step)
-            self.news.append(f"warning: it was moved to {place}")
-        else:
-            self.checkpoints.close()
-        distributed.wait("set aside")
-        self.checkpoints = self._open_checkpoints()
-
-    def _find_start(self) -> int:
-        """Step that the newest checkpoint stands for, 0 for a new run.
-
-        Takes over what was spent before it.
-        """
-        step = self.checkpoints.latest()
-        if step is None:
-            rebatch.check_whole(self.workdir)
-            self.clock.start_over(self.workdir, self.meta["config_hash"])
-            return 0
-        try:
-            data, meta = self.checkpoints.describe(step)
-        except Damaged as error:
-            self._set_aside(step, error)
-            if self.checkpoints.latest() is None:
-                raise ConfigError("workdir", str(self.workdir), NOTHING_WHOLE) from error
-            return self._find_start()
-        self.saved_step, self.batch_before = step, data["global_batch"]
-        batch = self.config.train.batch_size
-        changed = resume_diff(rebatch.saved_as(meta["config"], self.config), self.config)
-        if changed:
-            rule = "holds a run of another configuration; take a new workdir, or undo:\n  "
-            raise ConfigError("workdir", str(self.workdir), rule + "\n  ".join(changed))
-        spent = meta["spent"]
-        self.clock.resume(spent)
-        self.compiles_before = spent["compiles"]
-        self.bad_before = spent.get("bad_samples", {})
-        pipeline.check_resume(data | {"global_batch": batch}, self.data)
-        return rebatch.continue_at(step, self.batch_before, batch)
-
-    def _change_batch(self) -> None:
-        """Goes on from the restored state with the new numbers of steps."""
-        old, new = self.batch_before, self.config.train.batch_size
-        self.state = rebatch.renumber(self.state, self.start)
-        self.checkpoints.close()
-        distributed.wait("all have closed the checkpoints")
-        if distributed.leads():
-            rebatch.set_aside(self.workdir, self.saved_step, old, new)
-        distributed.wait("they are out of the way")
-        self.checkpoints = self._open_checkpoints()
-        self.save(self.start)
-        self.checkpoints.wait()
-        self.reporter.say(f"batch {old} -> {new}: step {self.saved_step} is step {self.start} now")
-
     def _greet(self) -> None:
-        for line in self.news:
-            self.reporter.say(line)
+        self.keeper.speak(self.reporter.say)
         self.reporter.say(
             f"{self.config.objective} on {self.train_source.name} "
             f"({len(self.train_source)} images), {tree.count(self.state.params) / 1e6:.2f} M "
@@ -228,19 +167,19 @@ class Run:
             out |= self.health.run(self.state)
         if self.knn is not None and (step % self.config.eval.every == 0 or step == self.total):
             weights = self.objective.encoder_params(self.state.target, self.frozen)
-            out["knn/target"] = self.knn.run(weights)["knn"]
+            out[SCORE] = self.knn.run(weights)["knn"]
             if step == 0:
                 out["knn/pixels"] = self.knn.pixels()["knn"]
-            self.reporter.say(f"step {step}: kNN of the target encoder {out['knn/target']:.3f}")
+            self.reporter.say(f"step {step}: kNN of the target encoder {out[SCORE]:.3f}")
         return out
 
-    def save(self, step: int) -> None:
-        """Writes the checkpoint of a step in the background."""
+    def save(self, step: int, score: float | None = None) -> None:
+        """Writes the checkpoint of a step in the background; ``score``: of the online kNN."""
         distributed.share_counts(self.faults)
         spent = {"seconds": self.seconds(), "compiles": self.compiles()}
         spent |= {"goodput": self.clock.to_save(), "bad_samples": dict(self.faults.total())}
         with self.clock.part("checkpoint"):
-            self.checkpoints.save(self.state, step, self.data, self.meta | {"spent": spent})
+            self.keeper.save(self.state, step, spent, score)
 
     def _examine(self, step: int) -> dict[str, Any]:
         """As :meth:`examine`; the time of the step itself is not the evaluation's."""
@@ -262,7 +201,8 @@ class Run:
             if distributed.alone():
                 if self.done > self.start:
                     self.save(self.done)
-                self.checkpoints.close()
+                    self.keeper.insist(lambda: self.save(self.done), self.done)
+                self.keeper.close()
             raise
 
     def _wait(self) -> None:
@@ -279,22 +219,44 @@ class Run:
         speed = Speed(self.config, self.spec, self.mesh, self.clock, self.start, count)
         return LateRows(self.writer, self.reporter, self.clock, speed)
 
-    def train(self, stop: Stop, profile: Window | None = None) -> int:
-        """Runs the steps that remain, traces those of a window; returns the exit code."""
-        if distributed.first_says(not self.writer.rows):
-            self.writer.write(0, self._examine(0))
+    def train(self, stop: Stop, profile: Window | None = None, proof: bool = False) -> int:
+        """Runs the steps that remain; returns the exit code.
+
+        Args:
+          stop: asks to save and leave.
+          profile: traces these steps.
+          proof: writes proof.jsonl.
+
+        Raises:
+          ConfigError: the data ends the run, or no checkpoint can be written.
+        """
+        with Watchdog(self.config.train.watchdog_minutes) as watchdog:
+            if distributed.first_says(not self.writer.rows):
+                self.writer.write(0, self._examine(0))
+            while True:
+                code = self._go_on(stop, profile, proof, watchdog)
+                if code != REWIND:
+                    return code
+                self._rewind()
+
+    def _go_on(self, stop: Stop, profile: Window | None, proof: bool, watchdog: Watchdog) -> int:
+        """Steps from ``start`` on, to the end, to a rewind, or until asked to leave."""
         config, clock, previous = self.config, self.clock, None
         rows = self._measure()
         profiler = Profiler(self.workdir, profile, clock, self.reporter.say, self._wait)
+        skipped = self.keeper.course.skipped
         stream = pipeline.make_batches(
-            config, self.train_source, self.start, *self.part, log=self.faults
+            config, self.train_source, self.start + skipped, *self.part, log=self.faults
         )
+        prove = (Proof if proof else NoProof)(self.workdir, config, self.start, skipped, self.part)
         with stream, profiler, jax.set_mesh(self.mesh):
             for step in range(self.start + 1, self.total + 1):
                 first = step == self.start + 1
                 with profiler.around(step):
                     with clock.part("init" if first else "data_wait"):
-                        batch = to_device(self._next(stream, rows), self.mesh)
+                        batch = self._next(stream, rows)
+                        prove.batch(batch)
+                        batch = to_device(batch, self.mesh)
                     with clock.part("compile" if first else "step"):
                         self.state, metrics = self.step(self.state, self.frozen, batch)
                 clock.enter("other")
@@ -302,30 +264,74 @@ class Run:
                 rows.write()  # that of the step before, while this one runs
                 logged = step % config.log.every == 0 or step in (1, self.total)
                 more = self.faults.metrics() if logged else {}
-                rows.hold(step, metrics if logged else {}, more | self._examine(step))
+                found = self._examine(step)
+                rows.hold(step, metrics if logged else {}, more | found)
+                prove.step(step, self.state)
                 # One step late, so that no step waits for its own metrics.
                 failed = previous is not None and self._gave_up(previous)
                 previous = metrics
+                watchdog.alive()
+                self.keeper.check(step)
+                if failed and self._may_rewind():
+                    return REWIND
                 leaving = stop.reached(step) or failed
-                if step % config.checkpoint.every == 0 or step == self.total or leaving:
+                best = SCORE in found and config.checkpoint.keep_best > 0
+                if self.keeper.due(step) or best or leaving:
                     self._wait()
                     rows.write()
-                    self.save(step)
+                    self.save(step, found.get(SCORE))
                 if failed:
                     return NOT_FINITE
                 if leaving and step < self.total:
                     return PREEMPTED
         gave_up = previous is not None and self._gave_up(previous)
-        return NOT_FINITE if gave_up else DONE
+        if gave_up:
+            return REWIND if self._may_rewind() else NOT_FINITE
+        return DONE
 
     def _gave_up(self, metrics: Metrics) -> bool:
         with self.clock.part("step"):
             return jax.device_get(metrics["bad_in_a_row"]) >= self.config.train.max_bad_steps
 
+    def _may_rewind(self) -> bool:
+        return self.keeper.course.rewinds < self.config.train.max_rewinds
+
+    def _rewind(self, before: int | None = None, lr_scale: float = 1.0) -> None:
+        """Returns to the last good checkpoint; the images that follow those seen come next.
+
+        Args:
+          before: newest step that may be returned to; None: that before the skipped steps.
+          lr_scale: of the learning rate from now on.
+        """
+        keeper, failed = self.keeper, self.done
+        before = failed - 1 - self.config.train.max_bad_steps if before is None else before
+        back = keeper.return_to(max(before, 0))
+        keeper.course = keeper.course.rewound(failed, back, lr_scale)
+        self.clock.rewind(keeper.meta.get("spent", {}))
+        self.writer.close()
+        self.start = self.done = back
+        self._take_state()
+        self._open_writer()
+        course = keeper.course
+        self.events.tell(
+            failed,
+            "rewind",
+            f"rewind {course.rewinds} of {self.config.train.max_rewinds}: back to step {back}, the "
+            f"data goes on {course.skipped} batches ahead, learning rate x {course.lr_scale:g}",
+            **vars(course),
+            back=back,
+        )
+
     def finish(self, code: int) -> None:
-        """Waits for the last checkpoint and leaves result.json, the contract for scripts."""
+        """Waits for the last checkpoint and leaves result.json, the contract for scripts.
+
+        Raises:
+          ConfigError: it cannot be written.
+        """
         with self.clock.part("checkpoint"):
-            self.checkpoints.close()
+            self.keeper.insist(lambda: self.save(self.done), self.done)
+            best = self.keeper.best()
+            self.keeper.close()
         distributed.share_counts(self.faults)
         writer, c = self.writer, self.config
         out = {
@@ -341,7 +347,9 @@ class Run:
             "images_per_second": writer.speed(),
             "bad_steps": writer.last("bad_steps") or 0,
             "bad_samples": dict(self.faults.total()),
+            "rewinds": self.keeper.course.rewinds,
             **result.measured(writer, c.eval.k, len(self.train_source.classes)),
+            "best": result.best(best, writer, self.knn.reader.tested() if self.knn else 0),
         }
         writer.close()
         if distributed.leads():
@@ -350,13 +358,14 @@ class Run:
         result.summarise(self.reporter, out, self.workdir)
 
 
-def train(config: Config, workdir: Path, profile: Window | None = None) -> int:
+def train(config: Config, workdir: Path, profile: Window | None = None, proof: bool = False) -> int:
     """Trains to ``train.steps``, resuming by itself from the newest checkpoint of the workdir.
 
     Args:
       config: resolved.
       workdir: of the run; made if it is not there.
       profile: steps to trace; a file in the workdir asks for others, see :mod:`.profiling`.
+      proof: writes hashes of what each step sees and makes, see :mod:`.proof`.
 
     Returns:
       The exit code: 0 done, 3 preempted and saved, 4 not finite for too long.
@@ -367,12 +376,12 @@ def train(config: Config, workdir: Path, profile: Window | None = None) -> int:
     with Stop() if distributed.alone() else SharedStop() as stop, Lock(workdir) as lock:
         run = Run(config, workdir, lock)
         if run.is_over():
-            run.checkpoints.close()
+            run.keeper.close()
             run.reporter.say(f"{workdir}: done already at step {run.start}; nothing to do")
             return DONE
         try:
             run.begin()
-            code = run.train(stop, profile)
+            code = run.train(stop, profile, proof)
             run.finish(code)
         finally:
             run.reporter.close()

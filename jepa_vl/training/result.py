@@ -1,9 +1,13 @@
 """What result.json holds of the measured, and how a run is summed up on the screen."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from scipy.stats import binomtest
+
 from jepa_vl.training import goodput
+from jepa_vl.training.checkpoint import SCORE
 from jepa_vl.training.console import Reporter
 from jepa_vl.training.metrics import MetricsWriter
 
@@ -34,6 +38,55 @@ def measured(writer: MetricsWriter, k: int, classes: int) -> dict[str, Any]:
     }
 
 
+def interval(share: float, count: int) -> tuple[float, float]:
+    """95 % confidence interval of a share of ``count`` (Wilson 1927)."""
+    found = binomtest(round(share * count), count).proportion_ci(method="wilson")
+    return float(found.low), float(found.high)
+
+
+def best(kept: tuple[int, float] | None, writer: MetricsWriter, images: int) -> dict[str, Any]:
+    """The best checkpoint that is kept, beside the final one, with what can be said of them.
+
+    Args:
+      kept: its step and score; None: none was scored.
+      writer: of the run.
+      images: that the online kNN classifies.
+
+    Returns:
+      {} where there is none, else ``step``, ``score``, ``interval`` (95 %), ``images``, the same of
+      the last evaluation under ``final``, and ``beyond_chance``: the intervals do not overlap.
+    """
+    if kept is None or not images:
+        return {}
+    scored = [row for row in writer.rows if row.get(SCORE) is not None]
+    final = scored[-1] if scored else {"step": kept[0], SCORE: kept[1]}
+    low, high = interval(kept[1], images)
+    last = interval(final[SCORE], images)
+    return {
+        "step": kept[0],
+        "score": kept[1],
+        "interval": [low, high],
+        "images": images,
+        "final": {"step": final["step"], "score": final[SCORE], "interval": list(last)},
+        "beyond_chance": last[1] < low,
+    }
+
+
+def _tell_best(say: Callable[[str], None], found: dict[str, Any]) -> None:
+    """Says that the final checkpoint is not the best one, where that is so."""
+    final = found.get("final")
+    if final is None or final["score"] >= found["score"]:
+        return
+
+    def told(of: dict[str, Any]) -> str:
+        low, high = of["interval"]
+        return f"step {of['step']}, kNN {of['score']:.3f} ({low:.3f} to {high:.3f})"
+
+    surely = "" if found["beyond_chance"] else "; by this many images that may be chance"
+    say(f"final != best: the best checkpoint is that of {told(found)}, the final one that of "
+        f"{told(final)}, 95 % of {found['images']} images{surely}")  # fmt: skip
+
+
 def summarise(reporter: Reporter, result: dict[str, Any], workdir: Path) -> None:
     """Says how a run ended; ``result`` is the content of result.json."""
     say, knn = reporter.say, result["knn"]
@@ -43,6 +96,7 @@ def summarise(reporter: Reporter, result: dict[str, Any], workdir: Path) -> None
         say(f"kNN (k = {knn['k']}, {knn['classes']} classes, seed {result['seed']})")
         for name in ("target", "untrained", "pixels"):
             say(f"  {name:<10} {knn[name]:.3f}")
+    _tell_best(say, result["best"])
     if result["text_gain"] is not None:
         say(f"text gain {result['text_gain']:+.4f}")
     if result["dead_share"] is not None:

@@ -14,6 +14,7 @@ from jepa_vl.data.masking import plan_masks
 from jepa_vl.objectives import Objective
 from jepa_vl.objectives.base import Batch
 from jepa_vl.shapes import Array, PyTree
+from jepa_vl.training import spikes
 
 
 @jax.tree_util.register_dataclass
@@ -27,7 +28,9 @@ class TrainState:
       target: float32, shaped as ``objective.target_of(params)``; starts as a copy of it.
       opt_state: Adam's moments.
       bad_steps: int32 scalar, steps skipped because loss or gradients were not finite.
-      bad_in_a_row: int32 scalar.
+      spikes: int32 scalar, steps skipped because their loss was a spike.
+      bad_in_a_row: int32 scalar, of both kinds.
+      recent: float32 [64], the last losses; see :mod:`.spikes`.
     """
 
     step: Array
@@ -35,7 +38,9 @@ class TrainState:
     target: PyTree
     opt_state: PyTree
     bad_steps: Array
+    spikes: Array
     bad_in_a_row: Array
+    recent: Array
 
 
 def adam(config: Config) -> optax.GradientTransformation:
@@ -73,7 +78,16 @@ def _init(config: Config, objective: Objective, batch: Batch) -> TrainState:
     # Donation needs buffers of its own for the target.
     target = jax.tree.map(jnp.copy, objective.target_of(params))
     zero = jnp.zeros((), jnp.int32)
-    return TrainState(zero, params, target, adam(config).init(params), zero, zero)
+    return TrainState(
+        step=zero,
+        params=params,
+        target=target,
+        opt_state=adam(config).init(params),
+        bad_steps=zero,
+        spikes=zero,
+        bad_in_a_row=zero,
+        recent=spikes.no_losses(),
+    )
 
 
 def shapes(config: Config, objective: Objective, batch: Batch) -> TrainState:

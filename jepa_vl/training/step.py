@@ -1,4 +1,4 @@
-"""One training step for all objectives: loss and gradient -> finite? -> AdamW -> EMA -> metrics."""
+"""One training step for all objectives: loss and gradient -> good? -> AdamW -> EMA -> metrics."""
 
 from collections.abc import Callable
 
@@ -12,11 +12,13 @@ from jepa_vl.config import Config
 from jepa_vl.objectives import Objective
 from jepa_vl.objectives.base import Batch
 from jepa_vl.shapes import Array, PyTree
-from jepa_vl.training import schedules
+from jepa_vl.training import schedules, spikes
 from jepa_vl.training.state import TrainState, adam
 
 # I-JEPA's rule: no decay on biases and 1-D tensors. Its mask token is 3-D there, hence decayed.
 NO_DECAY = r"(^|/)(bias|scale|patch_bias)$"
+
+COUNTS = ("bad_steps", "spikes", "bad_in_a_row")
 
 Metrics = dict[str, Array]
 Step = Callable[[TrainState, PyTree, Batch], tuple[TrainState, Metrics]]
@@ -56,7 +58,9 @@ def gradients(
     return jax.tree.map(lambda x: x / parts, total)
 
 
-def make_step(config: Config, objective: Objective, mesh: Mesh, like: TrainState) -> Step:
+def make_step(
+    config: Config, objective: Objective, mesh: Mesh, like: TrainState, lr_scale: float = 1.0
+) -> Step:
     """Compiles lazily to ``(state, frozen, batch) -> (state, metrics)``; the state is donated.
 
     Args:
@@ -64,22 +68,27 @@ def make_step(config: Config, objective: Objective, mesh: Mesh, like: TrainState
       objective: any.
       mesh: devices.
       like: abstract state, for its shardings.
+      lr_scale: of the learning rate's schedule.
 
-    A step whose loss or gradients are not finite leaves params, target and moments as they were;
-    the step number goes on.
+    A step whose loss or gradients are not finite, or whose loss is a spike (``train.spike_z``),
+    leaves params, target and moments as they were; the step number goes on.
     """
     adamw = adam(config)
 
     def step(state: TrainState, frozen: PyTree, batch: Batch) -> tuple[TrainState, Metrics]:
         now = schedules.at(config, state.step)
+        lr = now.lr * lr_scale
         grads, metrics = gradients(config, objective, state, frozen, batch)
-        norm = optax.tree.norm(grads)
-        finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"])
+        norm, loss = optax.tree.norm(grads), metrics["loss"]
+        finite = jnp.isfinite(norm) & jnp.isfinite(loss)
+        z = spikes.score(loss, state.recent)
+        spike = finite & (z > (config.train.spike_z or jnp.inf))
+        good = finite & ~spike
 
         direction, opt_state = adamw.update(grads, state.opt_state)
         decayed = tree.mask(state.params, f"^(?!.*{NO_DECAY})")
         params = jax.tree.map(
-            lambda p, u, d: p - now.lr * (u + (now.weight_decay * p if d else 0.0)),
+            lambda p, u, d: p - lr * (u + (now.weight_decay * p if d else 0.0)),
             state.params, direction, decayed,
         )  # fmt: skip
         target = jax.tree.map(
@@ -87,19 +96,20 @@ def make_step(config: Config, objective: Objective, mesh: Mesh, like: TrainState
             state.target, objective.target_of(params),
         )  # fmt: skip
         old = (state.params, state.target, state.opt_state)
-        new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), (params, target, opt_state), old)
-        bad = jnp.where(finite, 0, 1)
+        new = jax.tree.map(lambda a, b: jnp.where(good, a, b), (params, target, opt_state), old)
         state = TrainState(
             step=state.step + 1,
             params=new[0],
             target=new[1],
             opt_state=new[2],
-            bad_steps=state.bad_steps + bad,
-            bad_in_a_row=jnp.where(finite, 0, state.bad_in_a_row + 1),
+            bad_steps=state.bad_steps + jnp.where(finite, 0, 1),
+            spikes=state.spikes + spike,
+            bad_in_a_row=jnp.where(good, 0, state.bad_in_a_row + 1),
+            recent=spikes.remember(loss, state.recent),
         )
-        metrics |= {"grad_norm": norm, "lr": now.lr, "weight_decay": now.weight_decay}
-        metrics |= {"ema_momentum": now.momentum, "ramp": now.ramp}
-        metrics |= {"bad_steps": state.bad_steps, "bad_in_a_row": state.bad_in_a_row}
+        metrics |= {"grad_norm": norm, "lr": lr, "weight_decay": now.weight_decay}
+        metrics |= {"ema_momentum": now.momentum, "ramp": now.ramp, "loss_z": z}
+        metrics |= {name: getattr(state, name) for name in COUNTS}
         return state, metrics
 
     shardings = jax.tree.map(lambda x: x.sharding, like)
