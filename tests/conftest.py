@@ -2,6 +2,7 @@
 
 import os
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -21,3 +22,22 @@ def quick_compilation():
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="session")
+def compilations(tmp_path_factory):
+    """A persistent compilation cache, as ``train.compile_cache`` names it."""
+    import jax
+
+    yield str(tmp_path_factory.mktemp("compilations"))
+    jax.config.update("jax_compilation_cache_dir", None)
+
+
+@pytest.fixture
+def no_evaluation(monkeypatch):
+    """Runs without diagnostics and kNN, which are most of a tiny run."""
+    from jepa_vl.training import loop
+
+    health = SimpleNamespace(run=lambda state: {}, indices=list)
+    monkeypatch.setattr(loop, "Health", lambda *args: health)
+    monkeypatch.setattr(loop.Run, "_make_knn", lambda self, encode: None)

@@ -26,20 +26,9 @@ RARELY = {"log.diagnostics_every": 100, "eval.every": 100, "checkpoint.every": 1
 SMALL = {"objective": "ijepa", "predictor.depth": 1, **RARELY}
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    """Of compilations: most runs here are the same program."""
-    yield str(tmp_path_factory.mktemp("cache"))
-    jax.config.update("jax_compilation_cache_dir", None)
-
-
 @pytest.fixture
-def bare(monkeypatch, cache):
-    """Runs without diagnostics and kNN, which are most of a tiny run."""
-    monkeypatch.setitem(SMALL, "train.compile_cache", cache)
-    health = SimpleNamespace(run=lambda state: {}, indices=list)
-    monkeypatch.setattr(loop, "Health", lambda *args: health)
-    monkeypatch.setattr(loop.Run, "_make_knn", lambda self, encode: None)
+def bare(monkeypatch, compilations, no_evaluation):
+    monkeypatch.setitem(SMALL, "train.compile_cache", compilations)
 
 
 def train(workdir, profile=None, **values):

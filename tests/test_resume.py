@@ -36,7 +36,7 @@ examine = Run.examine
 
 def signalled(self, step):
     if step == int(after):
-        self.checkpoints.wait()
+        self.keeper.wait()
         os.kill(os.getpid(), int(number))
     return examine(self, step)
 

@@ -54,13 +54,14 @@ class Toy:
         return value, {"loss": value, "target": seen}, {}
 
 
-def toy(**overrides):
+def toy(lr_scale=1.0, **overrides):
     """``advance(pull) -> metrics`` and a box with the state, for a toy of a configuration."""
     config = tiny(objective="ijepa", **{"mesh.data": 1}, **overrides)
     mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
     batch = {"pull": jnp.ones(8)}
     box = SimpleNamespace(state=train_state.create(config, Toy(), batch, mesh), config=config)
-    step = make_step(config, Toy(), mesh, train_state.abstract(config, Toy(), batch, mesh))
+    like = train_state.abstract(config, Toy(), batch, mesh)
+    step = make_step(config, Toy(), mesh, like, lr_scale)
 
     def advance(pull):
         with jax.set_mesh(mesh):

@@ -15,7 +15,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
 from jepa_vl import tree
 from jepa_vl.config import Config, ConfigError, config_hash, resolve, to_dict
-from jepa_vl.schema_run import CheckpointConfig
+from jepa_vl.schema import CheckpointConfig
 from jepa_vl.training.checksum import checksums, differing
 from jepa_vl.training.metrics import write_json
 from jepa_vl.training.state import TrainState

@@ -242,7 +242,7 @@ class Keeper:
         Returns:
           Its step; 0: there is none, the run begins again.
         """
-        self._checkpoints.wait()
+        self.wait()
         back = max((step for step in self._checkpoints.steps() if step <= before), default=0)
         self._checkpoints.delete_after(back)
         self.start = self.saved_as = back
@@ -259,6 +259,10 @@ class Keeper:
     def best(self) -> tuple[int, float] | None:
         """See :meth:`Checkpoints.best`."""
         return self._checkpoints.best()
+
+    def wait(self) -> None:
+        """Returns when the save in the background is done; raises what it failed with."""
+        self._checkpoints.wait()
 
     def close(self) -> None:
         """Waits for the save in the background and frees the manager."""

@@ -112,8 +112,8 @@ class Run:
     def _open_writer(self) -> None:
         self.writer: MetricsWriter = distributed.NoWriter()
         if distributed.leads():
-            tensorboard = self.config.log.tensorboard
-            self.writer = MetricsWriter(self.workdir, self.start or -1, tensorboard)
+            told = self.config.log.tensorboard, self.reporter.say
+            self.writer = MetricsWriter(self.workdir, self.start or -1, *told)
 
     def is_over(self) -> bool:
         """Was the last step done, and result.json written, by an earlier process?"""

@@ -1,10 +1,12 @@
 """What a run writes down: metrics.jsonl, TensorBoard events, result.json."""
 
+import contextlib
+import errno
 import json
 import math
 import os
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,37 +69,69 @@ def _plain(value: Any) -> Any:
 
 
 class MetricsWriter:
-    """Appends rows; a resumed run first drops the rows that lie after its checkpoint."""
+    """Appends rows; a resumed run first drops the rows that lie after its checkpoint.
 
-    def __init__(self, workdir: Path, start_step: int, tensorboard: bool):
+    A full disk costs no row: those that cannot be written are kept, and written with the next one.
+    """
+
+    def __init__(
+        self,
+        workdir: Path,
+        start_step: int,
+        tensorboard: bool,
+        say: Callable[[str], None] = lambda line: None,
+    ):
         """Opens the files of a workdir.
 
         Args:
           workdir: exists.
           start_step: step of the checkpoint resumed from; -1 for a new run.
           tensorboard: also write events.
+          say: is told when rows cannot be written, and when they can be again.
         """
-        self.path = workdir / "metrics.jsonl"
+        self.path, self.say = workdir / "metrics.jsonl", say
         kept = [row for row in read_rows(self.path) if row["step"] <= start_step]
         write_rows(self.path, kept)
         self.rows = kept
-        self._file = self.path.open("a", buffering=1)
+        self._file = self.path.open("ab", buffering=0)
+        self._whole, self._unwritten = self.path.stat().st_size, b""
+        self._failing = False
         self._events = None
         if tensorboard:
-            from tensorboardX import SummaryWriter
+            from jepa_vl.training.tensorboard import Events
 
-            self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
+            self._events = Events(workdir / "tensorboard", start_step + 1)
 
     def write(self, step: int, values: Mapping[str, Any]) -> dict[str, Any]:
         """Writes one row: ``{"step": ..., name: number or null}``; returns it."""
         row = {"step": step, **{name: _plain(value) for name, value in values.items()}}
-        self._file.write(json.dumps(row) + "\n")
         self.rows.append(row)
+        self._unwritten += json.dumps(row).encode() + b"\n"
+        self._append()
         if self._events is not None:
-            for name, value in row.items():
-                if name != "step" and isinstance(value, int | float):
-                    self._events.add_scalar(name, value, step)
+            try:
+                self._events.write(step, {name: row[name] for name in values})
+            except OSError as error:
+                self._events = None
+                self.say(f"warning: no more TensorBoard events from step {step} on: {error}")
         return row
+
+    def _append(self) -> None:
+        try:
+            self._file.truncate(self._whole)  # half a row of the last try
+            written = self._file.write(self._unwritten)
+            if written < len(self._unwritten):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            if not self._failing:
+                self.say(f"warning: {self.path} cannot be written, its rows are kept: {error}")
+            self._failing = True
+            return
+        self._whole += len(self._unwritten)
+        self._unwritten = b""
+        if self._failing:
+            self.say(f"{self.path} can be written again")
+        self._failing = False
 
     def first(self, name: str) -> Any:
         """The earliest value of a metric over the whole run; None if there is none."""
@@ -112,7 +146,10 @@ class MetricsWriter:
         return speed(self.rows)
 
     def close(self) -> None:
-        """Flushes and closes."""
+        """Writes what is left, and closes."""
+        if self._unwritten:
+            self._append()
         self._file.close()
         if self._events is not None:
-            self._events.close()
+            with contextlib.suppress(OSError):
+                self._events.close()
