@@ -26,6 +26,7 @@ HANDLERS = {
     "data": ocp.JsonCheckpointHandler,
     "meta": ocp.JsonCheckpointHandler,
 }
+FOLDER = "checkpoints"  # of the workdir
 PINS = "pinned.json"  # steps whose checkpoints stay
 SCORE = "knn/target"  # name in metrics.jsonl
 ASIDE = "damaged"  # folder of the workdir where damaged checkpoints lie
@@ -71,11 +72,12 @@ class Checkpoints:
           keep: which of them stay when a newer one is whole; None: where none will be saved.
           read_only: touch nothing; the run that owns the folder may be saving right now.
         """
-        self.folder = workdir.resolve() / "checkpoints"
+        self.folder = workdir.resolve() / FOLDER
         self._pins, self._saving = _Pinned(workdir / PINS), False
         absl.logging.set_verbosity(absl.logging.FATAL)  # pages of tracebacks of what is raised too
         options = ocp.CheckpointManagerOptions(
             preservation_policy=_kept(keep or CheckpointConfig(), self._pins),
+            best_fn=_score,  # or scores are not written at all
             cleanup_tmp_directories=not read_only,
             enable_async_checkpointing=True,
             create=not read_only,
@@ -218,6 +220,10 @@ class Checkpoints:
         self._manager.close()
 
 
+def _score(metrics: dict[str, float]) -> float:
+    return metrics[SCORE]
+
+
 class _Pinned(policies.PreservationPolicy):
     """Keeps the steps that a file of the workdir lists."""
 
@@ -236,14 +242,10 @@ def _kept(keep: CheckpointConfig, pins: _Pinned) -> policies.PreservationPolicy:
     if keep.keep_every:
         kept.append(policies.EveryNSteps(keep.keep_every))
     if keep.keep_best:
-        # Of equals the last one counts as best.
-        kept.append(
-            policies.BestN(
-                get_metric_fn=lambda metrics: metrics[SCORE],
-                n=keep.keep_best,
-                keep_checkpoints_without_metrics=False,
-            )
+        best = policies.BestN(
+            get_metric_fn=_score, n=keep.keep_best, keep_checkpoints_without_metrics=False
         )
+        kept.append(best)
     return policies.AnyPreservationPolicy(kept)
 
 
@@ -273,7 +275,7 @@ def load(workdir: Path, step: int | None = None) -> tuple[Config, TrainState, in
     from jepa_vl.schema import MeshConfig
     from jepa_vl.training import state as train_state
 
-    if not (workdir / "checkpoints").is_dir():
+    if not (workdir / FOLDER).is_dir():
         raise ConfigError("workdir", str(workdir), "holds no checkpoint; train first")
     checkpoints = Checkpoints(workdir, read_only=True)
     steps = checkpoints.steps()

@@ -1,6 +1,8 @@
 """The checkpoints of a run: which it goes on from, when one is written, what if it cannot be."""
 
 import contextlib
+import os
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -69,9 +71,10 @@ class Keeper:
 
     def _open(self) -> Checkpoints:
         try:
+            (self.workdir / checkpoint.FOLDER).mkdir(exist_ok=True)  # Orbax would find out later
             return Checkpoints(self.workdir, self.config.checkpoint)
         except OSError as error:
-            rule = f"its checkpoints cannot be opened: {error.strerror or error}"
+            rule = f"its {checkpoint.FOLDER} cannot be opened: {error.strerror or error}"
             raise ConfigError("--workdir", str(self.workdir), rule) from error
 
     def _find(self) -> int:
@@ -194,9 +197,7 @@ class Keeper:
     def _failed(self, error: Exception, step: int) -> None:
         now = time.monotonic()
         self._failing = now if self._failing is None else self._failing
-        lines = str(error).strip().splitlines()
-        reason = f"{type(error).__name__}: {lines[0][:200] if lines else ''}"
-        minutes = self.config.checkpoint.patience_minutes
+        reason, minutes = _reason(error), self.config.checkpoint.patience_minutes
         self._reopen()
         if now - self._failing >= 60 * minutes:
             rule = f"no checkpoint could be written there for {minutes:g} minutes: {reason}"
@@ -267,3 +268,11 @@ class Keeper:
     def close(self) -> None:
         """Waits for the save in the background and frees the manager."""
         self._checkpoints.close()
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, in few words: what the system said, where it said something."""
+    lines = str(error).strip().splitlines() or [""]
+    said = re.search(r"os_error_code='(\d+)'", str(error))  # of TensorStore, at the end of a page
+    text = f"[Errno {said[1]}] {os.strerror(int(said[1]))}" if said else lines[0][:200]
+    return f"{type(error).__name__}: {text}"

@@ -33,10 +33,14 @@ class Lock:
           A warning where the file system knows no locks, else nothing.
 
         Raises:
-          ConfigError: another process holds it; says which.
+          ConfigError: another process holds it, says which; or the workdir cannot be written.
         """
         until = time.monotonic() + float(os.environ.get(PATIENCE, "0"))
-        file = self.path.open("a+")
+        try:
+            file = self.path.open("a+")
+        except OSError as error:
+            rule = f"cannot be written: {error.strerror}"
+            raise ConfigError("--workdir", str(self.path.parent), rule) from error
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
