@@ -18,10 +18,17 @@ class Watchdog:
         self.seconds = 60 * minutes
         self._last: float | None = None
         self._closed = threading.Event()
+        self._error = sys.__stderr__ or sys.stderr
 
     def alive(self) -> None:
         """A sign of life; costs nothing."""
+        if self._last is None and self.seconds:
+            self._arm(self.seconds)
         self._last = time.monotonic()
+
+    def _arm(self, seconds: float) -> None:
+        """Of the C library: it needs no lock of Python's."""
+        faulthandler.dump_traceback_later(seconds + GRACE, exit=True, file=self._error)
 
     def __enter__(self) -> "Watchdog":
         if self.seconds:
@@ -34,7 +41,6 @@ class Watchdog:
             faulthandler.cancel_dump_traceback_later()
 
     def _watch(self) -> None:
-        error = sys.__stderr__ or sys.stderr
         while not self._closed.wait(min(10.0, self.seconds / 4)):
             if self._last is None:
                 continue
@@ -44,10 +50,9 @@ class Watchdog:
                 print(
                     f"jepa-vl: error: no step for {minutes:g} minutes (train.watchdog_minutes); "
                     "all threads stand here:",
-                    file=error,
+                    file=self._error,
                     flush=True,
                 )
-                faulthandler.dump_traceback(error)
+                faulthandler.dump_traceback(self._error)
                 os._exit(EXIT)
-            # Of the C library: it needs no lock of Python's.
-            faulthandler.dump_traceback_later(left + GRACE, exit=True, file=error)
+            self._arm(left)
