@@ -3,10 +3,13 @@
 Command:    python launch/soak.py --config configs/quickstart.py --workdir runs/soak --minutes 1 \
                 --config.train.steps=60 --config.checkpoint.every=10
             Two runs of one configuration: DIR/unbroken to its end, DIR/killed under
-            `jepa-vl train --supervise` while its training process meets SIGKILL again and again,
-            for so many minutes. Then their last checkpoints must hold the same bits.
+            `jepa-vl train --supervise` while its training processes meet SIGKILL again and again,
+            for so many minutes or kills. Then each step of both must have seen the same images,
+            captions and masks (`--proof`), and their last checkpoints must hold the same bits.
+            --processes 1,2,1 goes on with another number of processes after a third of the time:
+            then only what the steps saw is compared, as sums over other devices round otherwise.
 Hardware:   what the configuration takes, and twice its time; a laptop for the line above.
-Exit code:  0 the same bits, 1 not, or nothing shown, 5 bad input.
+Exit code:  0 the same, 1 not, or nothing shown, 5 bad input.
 
 A soak counts if a kill met a run that had saved: a start, its compilation and a checkpoint must fit
 in --longest, and --minutes hold several of these. When the time is over nothing is killed any more.
@@ -21,7 +24,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 SUPERVISED = "--supervise"
@@ -42,12 +45,6 @@ def start(words: Sequence[str], log: Path) -> subprocess.Popen:
     with log.open("a") as file:
         python = [sys.executable, "-m", "jepa_vl"]
         return subprocess.Popen([*python, *words[1:]], stdout=file, stderr=subprocess.STDOUT)
-
-
-def has_supervisor() -> bool:
-    """Does this ``jepa-vl train`` know ``--supervise``?"""
-    words = [sys.executable, "-m", "jepa_vl", "train", "--help"]
-    return SUPERVISED in subprocess.run(words, capture_output=True, text=True).stdout
 
 
 def children(process: int) -> list[int]:
@@ -71,35 +68,65 @@ def await_checkpoint(process: subprocess.Popen, workdir: Path, longest: float) -
         time.sleep(0.05)
 
 
-def soak(args: argparse.Namespace, words: Sequence[str], supervised: bool) -> tuple[int, list[int]]:
+def soak(args: argparse.Namespace, words: Sequence[str]) -> tuple[int, list[int]]:
     """Runs to the end through kills; the exit code, and the newest checkpoint at each kill.
 
     Every other kill, the first one too, waits for a new checkpoint, though no longer than the
     longest pause: so there is something to lose.
-    Where there is no supervisor, the training process is killed itself and started again here.
     """
-    more = [SUPERVISED, "--max-restarts", RESTARTS] if supervised else []
-    line, log = command(args, words, "killed", *more), Path(args.workdir, "killed.log")
-    pauses, until = random.Random(args.seed), time.monotonic() + 60 * args.minutes
-    kills: list[int] = []
-    process = start(line, log)
-    while True:
+    log, began = Path(args.workdir, "killed.log"), time.monotonic()
+    pauses, kills = random.Random(args.seed), list[int]()
+    for phase, processes in enumerate(args.processes, start=1):
+        share = phase / len(args.processes)
+        until = began + 60 * args.minutes * share
+
+        def over(share: float = share, until: float = until) -> bool:
+            return len(kills) >= args.kills * share if args.kills else time.monotonic() > until
+
+        more = [SUPERVISED, "--proof", "--max-restarts", RESTARTS]
+        more += ["--local-processes", str(processes)] if processes > 1 else []
+        process = start(command(args, words, "killed", *more), log)
+        code = _kill(process, args, pauses, kills, over)
+        if code is None and phase < len(args.processes):
+            process.terminate()
+            code = process.wait()
+            print(f"asked to stop after {len(kills)} kills: exit code {code}", flush=True)
+        if code != PREEMPTED:
+            return process.wait() if code is None else code, kills
+    return process.wait(), kills
+
+
+def _kill(
+    process: subprocess.Popen, args: argparse.Namespace, pauses: random.Random,
+    kills: list[int], over: Callable[[], bool],
+) -> int | None:  # fmt: skip
+    """Until it is over: None; or the exit code of a supervisor that ended before."""
+    workdir = Path(args.workdir, "killed")
+    while not over():
         pause = pauses.uniform(args.shortest, args.longest)
         if len(kills) % 2 == 0:
-            await_checkpoint(process, Path(args.workdir, "killed"), args.longest)
+            await_checkpoint(process, workdir, args.longest)
             pause = pauses.uniform(0.0, min(1.0, args.shortest))
-        last = time.monotonic() + pause > until
         try:
-            code = process.wait(None if last else pause)
+            return process.wait(pause)
         except subprocess.TimeoutExpired:
-            for victim in children(process.pid) if supervised else [process.pid]:
-                os.kill(victim, signal.SIGKILL)
-                kills.append(saved(Path(args.workdir, "killed")))
-                print(f"kill {len(kills)} after {pause:.1f} s, saved: {kills[-1]}", flush=True)
-            continue
-        if supervised or code not in (-signal.SIGKILL, PREEMPTED):
-            return code, kills
-        process = start(line, log)
+            victims = children(process.pid)
+        if victims and not over():
+            os.kill(pauses.choice(victims), signal.SIGKILL)
+            kills.append(saved(workdir))
+            print(f"kill {len(kills)} after {pause:.1f} s, saved: {kills[-1]}", flush=True)
+    return None
+
+
+def same_samples(left: Path, right: Path) -> tuple[int, list[int]]:
+    """Steps of both proofs that were compared, repeated ones too, and those that differ."""
+    from jepa_vl.training import proof
+
+    wanted = {row["step"]: row["sample_hash"] for row in proof.read(left) if "step" in row}
+    rows = [row for row in proof.read(right) if "step" in row]
+    other = [row["step"] for row in rows if wanted.get(row["step"]) != row["sample_hash"]]
+    other += sorted(wanted.keys() - {row["step"] for row in rows})
+    return len(rows), other
 
 
 def differences(left: Path, right: Path) -> list[str]:
@@ -120,6 +147,12 @@ def differences(left: Path, right: Path) -> list[str]:
     return sorted(found)
 
 
+def _counts(text: str) -> list[int]:
+    if not all(word.isdecimal() and int(word) for word in text.split(",")):
+        raise argparse.ArgumentTypeError(f"{text!r}: whole numbers from 1 on, joined by commas")
+    return [int(word) for word in text.split(",")]
+
+
 def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     how = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
@@ -129,6 +162,8 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     add("--config", help="file of the run; --config.KEY=VALUE changes a value")
     add("--workdir", help="new folder for both runs")
     add("--minutes", type=float, default=1.0, help="time of the kills (default: 1)")
+    add("--kills", type=int, default=0, help="so many, however long that takes")
+    add("--processes", type=_counts, default=[1], help="of the run, as in 1,2,1 (default: 1)")
     add("--shortest", type=float, default=5.0, help="seconds between two kills, at least (5)")
     add("--longest", type=float, default=30.0, help="seconds between two kills, at most (30)")
     add("--seed", type=int, default=0, help="of the pauses (default: 0)")
@@ -157,29 +192,45 @@ def main(argv: list[str]) -> int:
         print(f"soak.py: error: {error}", file=sys.stderr)
         return BAD_INPUT
     if args.dry_run:
-        print(shlex.join(command(args, words, "unbroken")))
-        print(shlex.join(command(args, words, "killed", SUPERVISED, "--max-restarts", RESTARTS)))
-        print(f"# kill -9 of its training process every {args.shortest:g} to {args.longest:g} s, "
-              f"for {args.minutes:g} minutes")  # fmt: skip
+        print(shlex.join(command(args, words, "unbroken", "--proof")))
+        more = [SUPERVISED, "--proof", "--max-restarts", RESTARTS]
+        print(shlex.join(command(args, words, "killed", *more)))
+        span = f"for {args.minutes:g} minutes" if not args.kills else f"{args.kills} times"
+        print(f"# kill -9 of a training process every {args.shortest:g} to {args.longest:g} s, "
+              f"{span}")  # fmt: skip
         return 0
-    supervised = has_supervisor()
-    print("killed under the supervisor" if supervised else "no --supervise: restarted here")
-    code, kills = soak(args, words, supervised)
+    code, kills = soak(args, words)
     if not code:
-        code = start(command(args, words, "unbroken"), Path(args.workdir, "unbroken.log")).wait()
+        line = command(args, words, "unbroken", "--proof")
+        code = start(line, Path(args.workdir, "unbroken.log")).wait()
     if code:
         print(f"soak.py: error: a run ended with {code}; see the logs in {args.workdir}")
         return BAD_INPUT if code == BAD_INPUT else 1
-    found = differences(Path(args.workdir, "unbroken"), Path(args.workdir, "killed"))
+    return 0 if judge(args, kills) else 1
+
+
+def judge(args: argparse.Namespace, kills: Sequence[int]) -> bool:
+    """Compares the two runs and says what came of it; True: nothing was lost."""
+    unbroken, killed = Path(args.workdir, "unbroken"), Path(args.workdir, "killed")
+    steps, other = same_samples(unbroken, killed)
+    if other:
+        print(f"soak.py: error: {len(kills)} kills, {len(other)} steps saw other samples, "
+              f"first step {other[0]}")  # fmt: skip
+        return False
+    one = len(set(args.processes)) == 1
+    found = differences(unbroken, killed) if one else []
     if found:
         print(f"soak.py: error: {len(kills)} kills, {len(found)} leaves differ, first {found[0]}")
-        return 1
+        return False
     counted = sum(step > 0 for step in kills)
-    print(f"{len(kills)} kills, {counted} of a run that had saved, and the same bits as without")
-    if not counted:
-        print("soak.py: error: no kill met a run that had saved; raise --longest and --minutes")
-        return 1
-    return 0
+    same = ", and the same bits as without" if one else "; bits are not compared"
+    print(f"{len(kills)} kills, {counted} of a run that had saved: {steps} steps saw the same "
+          f"samples{same}")  # fmt: skip
+    if not counted or len(kills) < args.kills:
+        print("soak.py: error: too few kills met a run that had saved; raise --longest, --minutes "
+              "or train.steps")  # fmt: skip
+        return False
+    return True
 
 
 if __name__ == "__main__":

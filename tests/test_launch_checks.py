@@ -127,31 +127,54 @@ def test_a_plan_has_the_devices_and_hosts_of_its_slices(topology, slices, expect
 # launch/soak.py
 
 
-def test_a_soak_kills_the_run_until_the_time_is_over_and_lets_it_end(tmp_path, monkeypatch):
-    def start(words, log):  # a trainer that takes 0.6 s when left alone
-        del words, log
-        return subprocess.Popen(["sleep", "0.6"])
-
-    monkeypatch.setattr(soak, "start", start)
-    words = ["--config", "c", "--workdir", str(tmp_path), "--minutes", "0.02"]
-    args, _ = soak._parse([*words, "--shortest", "0.1", "--longest", "0.3"])
-    began = time.monotonic()
-    code, kills = soak.soak(args, [], supervised=False)
-    assert code == 0 and 3 <= len(kills) <= 12 and time.monotonic() - began < 10
+SUPERVISOR = "for _ in {1..99}; do sleep 0.5 && exit 0; echo x >> deaths; done"
 
 
-def test_under_a_supervisor_its_child_is_killed_not_itself(tmp_path, monkeypatch):
-    supervisor = "for _ in 1 2 3 4 5 6 7 8 9; do sleep 0.5 && exit 0; echo x >> deaths; done"
+def soaked(tmp_path, monkeypatch, *more):
+    """Exit code, kills, deaths and the command lines of a soak of a stand-in for the trainer."""
+    lines = []
 
     def start(words, log):
-        assert words[-3:] == ["--supervise", "--max-restarts", "1000"]
-        return subprocess.Popen(["bash", "-c", supervisor], cwd=tmp_path, stderr=log.open("w"))
+        lines.append(words)
+        return subprocess.Popen(["bash", "-c", SUPERVISOR], cwd=tmp_path, stderr=log.open("w"))
 
     monkeypatch.setattr(soak, "start", start)
-    words = ["--config", "c", "--workdir", str(tmp_path), "--minutes", "0.015"]
-    args, _ = soak._parse([*words, "--shortest", "0.1", "--longest", "0.3"])
-    code, kills = soak.soak(args, [], supervised=True)
-    assert code == 0 and len((tmp_path / "deaths").read_text().split()) == len(kills) > 1
+    words = ["--config", "c", "--workdir", str(tmp_path), "--shortest", "0.1", "--longest", "0.3"]
+    args, _ = soak._parse([*words, *more])
+    code, kills = soak.soak(args, [])
+    return code, kills, len((tmp_path / "deaths").read_text().split()), lines
+
+
+def test_a_soak_kills_what_the_supervisor_starts_and_lets_it_end(tmp_path, monkeypatch):
+    code, kills, deaths, lines = soaked(tmp_path, monkeypatch, "--kills", "5")
+    assert code == 0 and deaths == len(kills) == 5
+    assert [line[-4:] for line in lines] == [["--supervise", "--proof", "--max-restarts", "1000"]]
+    code, kills, deaths, _ = soaked(tmp_path, monkeypatch, "--minutes", "0.015")
+    assert code == 0 and deaths - 5 == len(kills) > 0
+
+
+def test_a_soak_changes_the_number_of_processes_on_the_way(tmp_path, monkeypatch):
+    monkeypatch.setattr(soak, "PREEMPTED", -15)  # the stand-in does not save
+    code, kills, _, lines = soaked(tmp_path, monkeypatch, "--kills", "6", "--processes", "1,2,1")
+    assert code == 0 and len(kills) == 6
+    assert [line[-2:] for line in lines] == [
+        ["--max-restarts", "1000"], ["--local-processes", "2"], ["--max-restarts", "1000"],
+    ]  # fmt: skip
+
+
+def test_a_soak_compares_what_each_step_saw(tmp_path):
+    def write(name, hashes):
+        (tmp_path / name).mkdir()
+        rows = [{"start": 0}, *({"step": k, "sample_hash": h} for k, h in hashes)]
+        (tmp_path / name / "proof.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+
+    write("a", [(1, "x"), (2, "y")])
+    write("same", [(1, "x"), (1, "x"), (2, "y")])
+    write("other", [(1, "x"), (1, "z"), (2, "y")])
+    write("short", [(1, "x")])
+    found = {name: soak.same_samples(tmp_path / "a", tmp_path / name) for name in
+             ("same", "other", "short")}  # fmt: skip
+    assert found == {"same": (3, []), "other": (3, [1]), "short": (1, [2])}
 
 
 def test_a_soak_tells_one_bit_of_difference(tmp_path, quick_compilation):
