@@ -14,15 +14,22 @@ import pytest
 
 from jepa_vl import tree
 from jepa_vl.cli import configs
+from jepa_vl.cli.proof_table import table
 from jepa_vl.config import ConfigError
 from jepa_vl.data import faults, pipeline, sources
-from jepa_vl.training import distributed, lock, loop
+from jepa_vl.training import distributed, lock, loop, proof
 from jepa_vl.training.checkpoint import load
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG, DEVICES = "tests/configs_hosts.py", 4
 SCRIPT = ROOT / "launch" / "local_multiprocess.sh"
-WRITTEN = ("config.json", "metrics.jsonl", "restarts.jsonl", "result.json")  # beside checkpoints
+WRITTEN = (
+    "config.json",
+    "metrics.jsonl",
+    "proof.jsonl",
+    "restarts.jsonl",
+    "result.json",
+)  # beside checkpoints
 
 
 def environment(processes: int, **more: str) -> dict[str, str]:
@@ -127,7 +134,9 @@ def assert_same_end(a: Path, b: Path) -> None:
 def one_killed(words, single, tmp_path, processes: int) -> None:
     notes, workdir = tmp_path / "notes", tmp_path / "run"
     notes.mkdir()
-    done = supervised(processes, words(workdir), NOTES=str(notes), STRIKE="SIGKILL:1:6")
+    done = supervised(
+        processes, [*words(workdir), "--proof"], NOTES=str(notes), STRIKE="SIGKILL:1:6"
+    )
     assert done.returncode == 0, done.stderr
     assert "process 1 on" in done.stderr
     story = lines(workdir / "restarts.jsonl")
@@ -148,6 +157,15 @@ def one_killed(words, single, tmp_path, processes: int) -> None:
     files = {path.name for path in workdir.iterdir()}
     assert files == {"checkpoints", lock.FILE, *WRITTEN}
     assert json.loads((workdir / "result.json").read_text())["status"] == "done"
+    starts, differing, compared = table(proof.read(workdir), {})
+    assert len(starts) == 3 and compared >= 1 and not differing
+    config = configs.load(CONFIG, ())
+    source = sources.open_sources(config)[0]
+    with pipeline.make_batches(config, source, 0) as stream:  # those of one process
+        wanted = {step: int(proof.row_hashes(next(stream)).sum(dtype=np.uint64)) for step in
+                  range(1, 9)}  # fmt: skip
+    rows = [row for row in proof.read(workdir) if "step" in row]
+    assert all(int(row["sample_hash"], 16) == wanted[row["step"]] for row in rows)
 
 
 def test_two_processes_of_which_one_is_killed_end_as_one_process(words, single, tmp_path):

@@ -201,3 +201,40 @@ def test_data_workers_leave_it_to_the_trainer_what_a_signal_means(run, tmp_path)
     )
     assert code == 0 and "1 workers signalled" in said
     assert result(tmp_path)["steps"] == 10
+
+
+def test_sigterm_in_any_phase_saves_and_leaves_and_nothing_is_lost(
+    tmp_path, monkeypatch, compilations, no_evaluation, quick_compilation
+):
+    """In the middle of it; what is left in the workdir goes on to the same bits."""
+    config = tiny(objective="ijepa", **{"train.compile_cache": compilations, "checkpoint.every": 2})
+    loop.train(config, tmp_path / "whole")
+    whole = tree.flatten(load(tmp_path / "whole")[1])
+
+    def signalling(inner, at):
+        calls = []
+
+        def signalled(*args, **kwargs):
+            calls.append(args)
+            if len(calls) == at:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return inner(*args, **kwargs)
+
+        return signalled
+
+    for phase, owner, name, at in (
+        ("state", loop.train_state, "create", 1), ("compile", loop, "make_step", 1),
+        ("step", loop, "to_device", 2), ("save", loop.Keeper, "save", 2),
+        ("evaluation", loop.Run, "examine", 2),
+    ):  # fmt: skip
+        workdir = tmp_path / phase
+        with monkeypatch.context() as patched:
+            patched.setattr(owner, name, signalling(getattr(owner, name), at))
+            assert loop.train(config, workdir) == loop.PREEMPTED, phase
+        state, step = load(workdir)[1:]
+        assert 1 <= step == int(state.step) < 6, phase
+        assert loop.train(config, workdir) == loop.DONE, phase
+        rows = [json.loads(line) for line in (workdir / "metrics.jsonl").open()]
+        assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 4, 5, 6]
+        for leaf, value in tree.flatten(load(workdir)[1]).items():
+            np.testing.assert_array_equal(value, whole[leaf], err_msg=f"{phase}: {leaf}")

@@ -18,6 +18,7 @@ class Watchdog:
         self.seconds = 60 * minutes
         self._last: float | None = None
         self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._error = sys.__stderr__ or sys.stderr
 
     def alive(self) -> None:
@@ -32,12 +33,13 @@ class Watchdog:
 
     def __enter__(self) -> "Watchdog":
         if self.seconds:
-            threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+            self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._closed.set()
         if self.seconds:
+            self._thread.join()  # or it might arm it once more
             faulthandler.cancel_dump_traceback_later()
 
     def _watch(self) -> None:
