@@ -114,3 +114,17 @@ def test_a_run_tells_how_long_it_waits_for_data(tmp_path, monkeypatch, quick_com
     assert 0 < told["data_wait"] < 1 and len(told["step_seconds"]["all"]) == 3
     assert told["data_wait_of_a_step"].keys() == SPREAD
     assert told["images_per_second"] > 0 and told["whole_run"]["seconds"]["step"] > 0
+
+
+def test_the_cost_of_a_checkpoint_is_told_beside_a_step(tmp_path):
+    small = {"variant": "", "batch": 8, "repeats": 2, "saves": 10}
+    found = run("checkpoints.py", tmp_path / "out.json", small)
+    for name in ("blocking", "steps_beside", "amortised"):
+        assert found[name].keys() == SPREAD and len(found[name]["all"]) == 2
+    seconds = found["seconds"]
+    for share, save, step in zip(
+        found["blocking"]["all"], seconds["save"]["all"], seconds["step"]["all"], strict=True
+    ):
+        assert share == pytest.approx(save / step)
+    assert [number for number, _ in found["memory"]["mib"]] == list(range(1, 11))
+    assert found["state_mb"] > 0.1
