@@ -4,13 +4,11 @@ import argparse
 import math
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
-from jepa_vl.cli import configs, shares
+from jepa_vl.cli import configs, outputs, shares
 from jepa_vl.cli.columns import columns
 from jepa_vl.cli.numbers import positive, whole
-from jepa_vl.cli.train import writable
 from jepa_vl.config import Config, ConfigError
 
 TELL_EVERY = 10_000  # images
@@ -31,7 +29,7 @@ def run(args: argparse.Namespace, overrides: Sequence[configs.Override]) -> int:
         rule = f"a divisor of train.batch_size = {config.train.batch_size}"
         raise ConfigError("--hosts", args.hosts, rule)
     step = None if args.step_seconds is None else positive("--step-seconds", args.step_seconds)
-    out = None if args.json is None else _file("--json", args.json)
+    out = outputs.json_file(args)
     from jepa_vl.data import faults, sources, survey
 
     train, held_out = sources.open_sources(config)
@@ -59,21 +57,8 @@ def run(args: argparse.Namespace, overrides: Sequence[configs.Override]) -> int:
         page["need"] = _need(config, hosts, step, page["speed"]["worker_images_per_second"])
     page["warnings"] = _warnings(config, page)
     print("\n".join(_text(config, train, page)))
-    if out is not None:
-        from jepa_vl.training.metrics import write_json
-
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_json(out, page)
-        print(out)
+    outputs.write(out, page)
     return 0
-
-
-def _file(option: str, text: str) -> Path:
-    path = Path(text).expanduser()
-    if not text or path.is_dir():
-        raise ConfigError(option, text, "name the file to write")
-    writable(option, str(path.parent))
-    return path
 
 
 def _teller(name: str, total: int) -> Callable[[int], object]:

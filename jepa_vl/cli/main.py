@@ -23,6 +23,7 @@ OVERRIDES = """\
 Single values of the configuration are changed by --config.KEY=VALUE, as often as needed;
 `jepa-vl preview --config FILE --what config` shows all keys. Arguments of the file follow a colon.
 """
+NUMBERS = "file to write the same numbers to"
 SHAPES = {  # what the option's value stands for, and its help
     "--config": ("FILE[:ARGS]", "Python file with get_config(); ARGS are passed to it"),
     "--workdir": ("DIR", "folder of the run: checkpoints, metrics.jsonl, result.json"),
@@ -35,6 +36,8 @@ SHAPES = {  # what the option's value stands for, and its help
     "--layers": ("N", ""),
     "--floor": ("", ""),  # a switch
     "--json": ("FILE", ""),
+    "--against": ("FOLDER@N", "FOLDER: its newest; FOLDER@N: of step N; @N: of the same workdir"),
+    "--dtype": ("DTYPE", ""),
     "--limit": ("N", ""),
     "--hosts": ("N", ""),
     "--step-seconds": ("X", ""),
@@ -114,7 +117,7 @@ VERBS = {
         config="",
         topology="",
         search="try batch x recomputation x mesh and print the best three that fit",
-        json="file to write the same numbers to",
+        json=NUMBERS,
     ),
     "data check": Verb(
         "count, measure and time a data set before a run",
@@ -124,7 +127,7 @@ VERBS = {
         "jepa-vl data check --config configs/quickstart.py:data=tar --config.data.path=DIR "
         "--step-seconds 0.2",
         config="",
-        json="file to write the same numbers to",
+        json=NUMBERS,
         limit="images looked at of each part (default: all)",
         hosts="processes that share the batch (default: 1)",
         step_seconds="time of a training step, seconds: tells how many workers it takes",
@@ -184,6 +187,54 @@ VERBS = {
         layers="features of this many last blocks, side by side (default: 1)",
         floor="also measure raw pixels, 16 x 16, by the same protocols",
         out="file to write (default: eval_STEP_BRANCH.json in the workdir)",
+    ),
+    "checkpoint ls": Verb(
+        "list the checkpoints of a run",
+        "Steps, images seen, size, when written, configuration, commit, and steps that were not\n"
+        "finite; also those set aside. Any run, on any machine; nothing is touched.",
+        "jepa-vl checkpoint ls --workdir runs/quickstart",
+        workdir="",
+        json=NUMBERS,
+    ),
+    "checkpoint show": Verb(
+        "what a checkpoint holds, module by module",
+        "Norms of parameters and target, their cosine and distance, the effective rank of the\n"
+        "matrices, numbers that are not finite; and what is known of the run.",
+        "jepa-vl checkpoint show --workdir runs/quickstart",
+        workdir="",
+        step="of the checkpoint (default: the newest)",
+        json=NUMBERS,
+    ),
+    "checkpoint diff": Verb(
+        "how one checkpoint differs from another",
+        "Configuration, counters, names, shapes; for each module the norm of the difference and\n"
+        "the cosine, and whether the bits are the same.",
+        "jepa-vl checkpoint diff --workdir runs/quickstart --step 800 --against @1000",
+        workdir="",
+        step="of the first one (default: the newest)",
+        against="",
+        json=NUMBERS,
+    ),
+    "checkpoint verify": Verb(
+        "is each array of a checkpoint what was written?",
+        "Reads all arrays again and compares with the checksums saved beside them; touches\n"
+        "nothing. Exit code 0: none differs, 1: some do, or cannot be read; they are named.",
+        "jepa-vl checkpoint verify --workdir runs/quickstart",
+        workdir="",
+        step="of the checkpoint (default: all)",
+        json=NUMBERS,
+    ),
+    "checkpoint convert": Verb(
+        "write a checkpoint as one safetensors file",
+        "Names are those of the train state, as in target/norm/scale; the metadata hold the\n"
+        "resolved configuration. Checksums are compared, and the file is read again, before it\n"
+        "appears.",
+        "jepa-vl checkpoint convert --workdir runs/quickstart --branch target --out a.safetensors",
+        workdir="",
+        step="of the checkpoint (default: the newest)",
+        out="file to write: NAME.safetensors",
+        branch="params, target or all (default), with moments and counters",
+        dtype="float32 (default) or bfloat16",
     ),
     "report": Verb(
         "draw what a run has learnt",
