@@ -9,7 +9,6 @@ import dataclasses
 import difflib
 import hashlib
 import json
-import math
 from typing import Any, get_type_hints
 
 from ml_collections import ConfigDict
@@ -18,6 +17,7 @@ from jepa_vl.errors import ConfigError as ConfigError
 from jepa_vl.errors import at_least, divides
 from jepa_vl.errors import one_of as one_of
 from jepa_vl.kinds import check_data
+from jepa_vl.limits import SMALLEST, check_limits, check_representable
 from jepa_vl.methods import (
     CHECKS,
     CONDITIONED,
@@ -94,14 +94,17 @@ def from_dict(tree: Any) -> Config:
     Raises:
       ConfigError: names the key (and the nearest known one), the value and the rule.
     """
-    return _build(Config, tree.to_dict() if isinstance(tree, ConfigDict) else dict(tree), "")
+    return _build(Config, tree.to_dict() if isinstance(tree, ConfigDict) else tree, "")
 
 
 def _build(schema: type, tree: Any, prefix: str) -> Any:
     if not isinstance(tree, dict):
-        raise ConfigError(prefix.rstrip("."), tree, "holds keys of its own, not a value")
+        name = prefix.rstrip(".") or "configuration"
+        raise ConfigError(name, tree, "holds keys of its own, not a value")
     hints, values = get_type_hints(schema), {}
     for name, value in tree.items():
+        if not isinstance(name, str):
+            raise ConfigError(f"{prefix}{name!r}", value, "no such key; keys are strings")
         if name not in hints:
             near = difflib.get_close_matches(name, hints, n=1)
             hint = (
@@ -119,16 +122,21 @@ def _build(schema: type, tree: Any, prefix: str) -> Any:
 
 def _typed(name: str, value: Any, hint: type) -> Any:
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise ConfigError(name, value, "must be finite") from None
     if hint is tuple and isinstance(value, list):
-        return tuple(value)
+        value = tuple(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         raise ConfigError(name, value, f"must be {hint.__name__}, not {type(value).__name__}")
+    if isinstance(value, tuple) and not all(isinstance(x, str | int | float) for x in value):
+        raise ConfigError(name, value, "holds words or numbers alone")
     return value
 
 
 # Objects that are chosen by name and can be added to (the conditioner and its fusion, the distance,
-# the regulariser) are checked by the objective, against what is registered.
+# the regulariser) are checked by objectives.check, against what is registered.
 CHOICES: dict[str, tuple[str, ...]] = {
     "data.captions": ("own", "shuffled", "empty", "random"),
     "data.decoder": ("pillow", "turbo"),
@@ -217,7 +225,7 @@ def resolve(tree: Any) -> Config:
       ConfigError: names the key, the value and the rule.
     """
     config = from_dict(tree)
-    _check_finite(config)
+    check_representable(flat(dataclasses.asdict(config)))
     one_of("objective", config.objective, DISTANCES)
     encoder = _resolve_encoder(config.encoder)
     steps = config.train.steps
@@ -319,13 +327,6 @@ def _from_variant(section: str, values: Any, names: tuple, table: dict[str, tupl
     return dataclasses.replace(values, **preset)
 
 
-def _check_finite(config: Config) -> None:
-    for name, value in flat(dataclasses.asdict(config)).items():
-        numbers = value if isinstance(value, tuple) else (value,)
-        if not all(math.isfinite(x) for x in numbers if isinstance(x, float)):
-            raise ConfigError(name, value, "must be finite")
-
-
 def _check_meaning(config: Config) -> None:
     values = flat(dataclasses.asdict(config))
     for name, choices in CHOICES.items():
@@ -334,8 +335,8 @@ def _check_meaning(config: Config) -> None:
         for name in names:
             at_least(name, values[name], least)
     for name in POSITIVE:
-        if values[name] <= 0:
-            raise ConfigError(name, values[name], "above 0")
+        if values[name] < SMALLEST:
+            raise ConfigError(name, values[name], f"above 0 (and what float32 holds: {SMALLEST:g})")
     for name in ("optim.b1", "optim.b2", "text.dropout"):
         if not 0 <= values[name] < 1:
             raise ConfigError(name, values[name], "0 <= value < 1")
@@ -352,6 +353,7 @@ def _check_meaning(config: Config) -> None:
         if size < 1 and size != derived:
             rule = f"at least 1, or {derived}: {means}"
             raise ConfigError(f"mesh.{name}", size, rule)
+    check_limits(config)
     _check_relations(config)
 
 

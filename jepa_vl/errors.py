@@ -3,17 +3,32 @@
 import difflib
 from typing import Any
 
+SHOWN = 200  # letters of a value in a message
+
 
 class ConfigError(ValueError):
     """Bad input of the user: one line that names the key, the value and the rule. Exit code 5."""
 
     def __init__(self, key: str, value: Any, rule: str):
         self.key, self.value, self.rule = key, value, rule
-        super().__init__(f"{key} = {value!r}: {rule}")
+        super().__init__(f"{_short(str(key))} = {shown(value)}: {rule}")
 
     def __reduce__(self) -> tuple:
         """Errors travel from data workers by pickle."""
         return ConfigError, (self.key, self.value, self.rule)
+
+
+def shown(value: Any) -> str:
+    """A value as messages show it: on one line, the middle of a long one left out."""
+    try:
+        return _short(repr(value))
+    except ValueError:  # Python writes no integers of thousands of digits
+        return f"({type(value).__name__} of too many digits)"
+
+
+def _short(text: str) -> str:
+    text = " ".join(text.splitlines())
+    return text if len(text) <= SHOWN else f"{text[: SHOWN // 2]} ... {text[-SHOWN // 2 :]}"
 
 
 def one_of(name: str, value: str, choices: Any) -> None:

@@ -4,6 +4,7 @@ import functools
 import hashlib
 import importlib.util
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,8 @@ def locate(path: str, key: str, weights: bool = True) -> Path:
         return _from_hub(path, key, weights)
     if path.startswith(PACKAGE):
         return _from_package(path, key)
-    folder = Path(path).expanduser()
-    if not folder.is_dir():
+    folder = Path(os.path.expanduser(path))
+    if not os.path.isdir(folder):  # also where the name is longer than any may be
         rule = f"no such folder (a model of the hub is spelled {HUB}OWNER/MODEL)"
         raise ConfigError(key, path, rule)
     return folder.resolve()

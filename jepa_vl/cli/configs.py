@@ -14,6 +14,8 @@ from ml_collections import ConfigDict, config_flags
 
 from jepa_vl.config import Config, ConfigError, flat, from_dict, resolve
 
+# What Python raises on reading text as a value; the last two where brackets are nested deeply.
+UNREADABLE = (ValueError, TypeError, SyntaxError, MemoryError, RecursionError)
 _NUMBER = re.compile(r"-\.?\d")
 
 
@@ -141,7 +143,7 @@ def _change(tree: ConfigDict, override: Override) -> ConfigDict:
     key, text = override
     leaves = flat(tree.to_dict())
     if key not in leaves:
-        raise ConfigError(key, text, _unknown(key, list(leaves)))
+        raise ConfigError(key or "--config.", text, _unknown(key, list(leaves)))
     kind = type(leaves[key])
     if text is None:
         if kind is not bool:
@@ -153,7 +155,7 @@ def _change(tree: ConfigDict, override: Override) -> ConfigDict:
     try:
         config_flags.DEFINE_config_dict("config", tree, flag_values=values, sys_argv=argv)
         values(["jepa-vl", *argv])
-    except (flags.Error, ValueError, TypeError, SyntaxError) as error:
+    except (flags.Error, *UNREADABLE) as error:
         raise ConfigError(key, text, f"must be {kind.__name__}") from error
     return values.config
 
@@ -162,7 +164,7 @@ def _quoted(text: str) -> str:
     """Words between commas as the Python tuple that they stand for; other text as it is."""
     try:
         ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except UNREADABLE:
         if text[:1] not in ("(", "["):
             return repr(tuple(word.strip() for word in text.split(",") if word.strip()))
     return text

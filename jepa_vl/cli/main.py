@@ -313,7 +313,8 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[configs.Override]]
 def one_line(error: ConfigError) -> str:
     """The error as the one line that is promised; its listings are joined by semicolons."""
     head, *lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{PROGRAM}: error: {' '.join([head, '; '.join(lines)]).strip()}"
+    line = f"{PROGRAM}: error: {' '.join([head, '; '.join(lines)]).strip()}"
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

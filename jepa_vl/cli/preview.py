@@ -29,6 +29,9 @@ def run(args: argparse.Namespace, overrides: Sequence[configs.Override]) -> int:
     """
     one_of("--what", args.what, KINDS)
     config = configs.load(args.config, overrides, args.what not in DATALESS)
+    from jepa_vl import objectives  # with jax: not before the configuration is read
+
+    objectives.check(config)
     out = Path(args.out or "preview")
     if args.what in PICTURED:
         writable("--out", str(out))
@@ -40,20 +43,21 @@ def _config(config: Config, out: Path) -> None:
     print(json.dumps({"config_hash": config_hash(config), "config": to_dict(config)}, indent=2))
 
 
-def _abstract(config: Config, mesh: Any) -> Any:
-    from jepa_vl import objectives
-    from jepa_vl.training import state
+def _on_one_device(config: Config) -> Any:
+    """The plan of a run, on a mesh of one."""
+    import jax
 
-    return state.abstract(config, objectives.build(config), state.batch_spec(config), mesh)
+    from jepa_vl import sharding
+    from jepa_vl.schema import MeshConfig
+    from jepa_vl.training import plan
+
+    return plan.make(config, sharding.make_mesh(MeshConfig(), jax.local_devices()[:1]))
 
 
 def _params(config: Config, out: Path) -> None:
-    import jax
+    from jepa_vl import tree
 
-    from jepa_vl import sharding, tree
-    from jepa_vl.schema import MeshConfig
-
-    state = _abstract(config, sharding.make_mesh(MeshConfig(), jax.local_devices()[:1]))
+    state = _on_one_device(config).state
     leaves = tree.flatten(state.params)
     rows = [(name, str(tuple(x.shape)), f"{x.size:,}") for name, x in leaves.items()]
     print("\n".join(columns([("parameter", "shape", "count"), *rows], right=(2,))))
@@ -76,9 +80,10 @@ def _params(config: Config, out: Path) -> None:
 
 def _shardings(config: Config, out: Path) -> None:
     from jepa_vl import sharding, tree
+    from jepa_vl.training import plan
 
     mesh = sharding.make_mesh(config.mesh)
-    state = _abstract(config, mesh)
+    state = plan.make(config, mesh).state
     print("\n".join(sharding.table(state, mesh)))
     whole = sharded = here = 0
     for leaf in tree.flatten(state).values():
@@ -98,11 +103,10 @@ def _shardings(config: Config, out: Path) -> None:
 
 
 def _flops(config: Config, out: Path) -> None:
-    from jepa_vl import objectives, tree
-    from jepa_vl.training import flops, state
+    from jepa_vl import tree
 
-    objective, batch = objectives.build(config), state.batch_spec(config)
-    found = flops.count(config)
+    planned = _on_one_device(config)
+    found = planned.flops()
     images = config.train.batch_size
     names = [*found.forward, *(name for name in found.backward if name not in found.forward)]
     parts = [(n, found.forward.get(n, 0), found.backward.get(n, 0)) for n in names]
@@ -113,8 +117,7 @@ def _flops(config: Config, out: Path) -> None:
     ]
     head = ("GFLOPs an image", "forward", "backward", "both", "share")
     print("\n".join(columns([head, *rows], right=(1, 2, 3, 4))))
-    params = state.shapes(config, objective, batch).params
-    trained = sum(leaf.size for leaf in tree.flatten(params).values())
+    trained = tree.count(planned.state.params)
     share = 6 * trained * config.encoder.grid**2 * images / found.total
     print(
         f"\na step of {images} images: {found.total / 1e12:,.4f} TFLOPs, matrix products alone\n"

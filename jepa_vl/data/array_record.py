@@ -27,6 +27,7 @@ from jepa_vl.config import ConfigError
 from jepa_vl.data import catalogue, files
 from jepa_vl.data.catalogue import Arrays, Catalogue, Catalogued
 from jepa_vl.data.records import first_line, parse_object, read_captions
+from jepa_vl.data.storage import local
 from jepa_vl.shapes import Array
 
 SUFFIX, INDEX = ".array_record", "index.npz"
@@ -176,7 +177,7 @@ class ArrayRecordSource(Catalogued):
         Raises:
           ConfigError: names the path, or the shard and its record, and the rule.
         """
-        self.root, self.key = Path(path).expanduser(), key
+        self.root, self.key = local(path), key
         self.caption_keys, self.label_key = tuple(caption_keys), label_key
         self._shards = Shards(self.root, key)
         stamp = self._shards.stamp(self.caption_keys, label_key)

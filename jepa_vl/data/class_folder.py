@@ -7,6 +7,7 @@ from typing import Any
 from jepa_vl.config import ConfigError
 from jepa_vl.data import files
 from jepa_vl.data.catalogue import Catalogue, Catalogued
+from jepa_vl.data.storage import local
 from jepa_vl.data.tar_scan import IMAGES
 
 
@@ -28,7 +29,7 @@ class ClassFolderSource(Catalogued):
         Raises:
           ConfigError: no such folder, or no image in its subfolders.
         """
-        self.root, self.key = Path(path).expanduser(), key
+        self.root, self.key = local(path), key
         if split:
             self.root = self.root / files.inside(split, key.replace("path", "split"), split)
         if not self.root.is_dir():

@@ -11,6 +11,7 @@ from jepa_vl.config import ConfigError
 from jepa_vl.data import files
 from jepa_vl.data.catalogue import Catalogue, check_distinct
 from jepa_vl.data.records import lookup, parse_object
+from jepa_vl.data.storage import local
 from jepa_vl.schema import DataConfig
 
 LISTS = ("captions.jsonl", "captions.csv", "captions.tsv")
@@ -54,7 +55,7 @@ class FolderSource:
           ConfigError: names the path, or the file and its line, and the rule.
         """
         self.key, self.image_keys = key, tuple(image_keys)
-        self.list = _find_list(Path(path).expanduser(), key)
+        self.list = _find_list(local(path), key)
         self.root = self.list.parent
         try:
             raw = self.list.read_bytes()

@@ -13,6 +13,7 @@ from jepa_vl.config import ConfigError
 from jepa_vl.data import catalogue, files
 from jepa_vl.data.catalogue import Arrays, Catalogue, Catalogued
 from jepa_vl.data.records import first_line, lookup, read_captions
+from jepa_vl.data.storage import local
 from jepa_vl.schema import DataConfig
 from jepa_vl.shapes import Array
 
@@ -56,7 +57,7 @@ class ParquetSource(Catalogued):
           ConfigError: names the path, or the file and its row, and the rule.
         """
         self._args = (path, tuple(caption_keys), label_key, tuple(image_keys), split, key)
-        self.root, self.key, self.split = Path(path).expanduser(), key, split
+        self.root, self.key, self.split = local(path), key, split
         self.caption_keys, self.label_key = tuple(caption_keys), label_key
         self.image_keys = tuple(image_keys)
         self.files = files.find_files(self.root, ".parquet", key, split)

@@ -13,6 +13,7 @@ from jepa_vl.config import ConfigError
 from jepa_vl.data import catalogue
 from jepa_vl.data.embeddings import text_hash
 from jepa_vl.data.records import parse_object, read_captions
+from jepa_vl.data.storage import local
 from jepa_vl.shapes import Array
 
 KEY, CAPTIONS = "data.captions_file", "captions"
@@ -35,7 +36,7 @@ class CaptionsFile:
         Raises:
           ConfigError: names the file, the line and the rule.
         """
-        self.path = Path(path).expanduser()
+        self.path = local(path)
         if not self.path.is_file():
             raise ConfigError(KEY, path, "is no file that can be read")
         found = catalogue.load_or_make([self.path], ("captions_file", VERSION), self._scan)

@@ -31,9 +31,14 @@ def is_url(path: str) -> bool:
     return "://" in path
 
 
+def local(path: str) -> Path:
+    """The path with ``~`` replaced; that of an unknown user stays, so there is no such folder."""
+    return Path(os.path.expanduser(path))
+
+
 def expand(path: str) -> str:
     """The path with ``~`` replaced; URLs as they are, without a slash at the end."""
-    return path.rstrip("/") if is_url(path) else str(Path(path).expanduser())
+    return path.rstrip("/") if is_url(path) else str(local(path))
 
 
 def join(folder: str, name: str) -> str:
@@ -50,7 +55,7 @@ def split(path: str) -> tuple[str, str]:
 def is_folder(path: str) -> bool:
     """Does this folder exist?"""
     if not is_url(path):
-        return Path(path).expanduser().is_dir()
+        return local(path).is_dir()
     system, inner = _system(path)
     try:
         return system.isdir(inner)

@@ -10,6 +10,7 @@ from jepa_vl.config import ConfigError
 from jepa_vl.data import catalogue
 from jepa_vl.data.catalogue import Arrays, Catalogue, Catalogued
 from jepa_vl.data.records import first_line, lookup, read_captions
+from jepa_vl.data.storage import local
 from jepa_vl.schema import DataConfig
 
 KEY_FEATURES = ("key", "image/filename", "file_name", "filename")
@@ -50,7 +51,7 @@ class TfdsSource(Catalogued):
           ConfigError: names the path, dataset, split or feature, and the rule.
         """
         self._args = (path, dataset, tuple(caption_keys), label_key, tuple(image_keys), split, key)
-        self.root, self.key, self.split = Path(path).expanduser(), key, split or "train"
+        self.root, self.key, self.split = local(path), key, split or "train"
         self.dataset, self.caption_keys, self.label_key = dataset, tuple(caption_keys), label_key
         builder = self._open_builder()
         self.image = self._image_feature(builder.info.features, image_keys)

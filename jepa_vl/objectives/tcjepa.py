@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jepa_vl.config import Config, one_of, reads_text
+from jepa_vl.config import Config, reads_text
 from jepa_vl.models import conditioner, predictor, stack, vit
 from jepa_vl.models.conditioner import Reading, Words
 from jepa_vl.objectives import anticollapse, captions, losses
@@ -29,11 +29,8 @@ class TCJepa(ReadsCaptions):
         """Builds the modules of a resolved configuration; allocates nothing.
 
         Raises:
-          ConfigError: a distance, regulariser or conditioner that there is not.
+          ConfigError: the text tower that it names is absent.
         """
-        one_of("loss.distance", config.loss.distance, losses.DISTANCES)
-        one_of("loss.regulariser", config.loss.regulariser, conditioner.REGULARISERS)
-        conditioner.check(config.conditioner)
         dtype, how = jnp.dtype(config.train.dtype), stack.plan(config.train)
         self.config = config
         self.captions = captions.build(config)

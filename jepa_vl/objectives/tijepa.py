@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jepa_vl.config import Config, ConfigError, one_of
+from jepa_vl.config import Config, ConfigError
 from jepa_vl.models import crosser, predictor, stack
 from jepa_vl.models.layers import gather
 from jepa_vl.objectives import losses
@@ -96,7 +96,6 @@ class TIJepa(ReadsCaptions):
             dtype=dtype,
             how=how,
         )
-        one_of("loss.distance", config.loss.distance, losses.DISTANCES)
         self.distance = losses.DISTANCES[config.loss.distance]
 
     def init(self, rng: Array, batch: Batch) -> PyTree:

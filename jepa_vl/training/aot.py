@@ -11,11 +11,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from jepa_vl import objectives, sharding, tree
+from jepa_vl import sharding, tree
 from jepa_vl.config import Config
 from jepa_vl.shapes import PyTree
-from jepa_vl.training import flops, hlo, topology
-from jepa_vl.training import state as train_state
+from jepa_vl.training import hlo, plan, topology
 from jepa_vl.training.step import make_step
 
 # How often each byte of the result crosses a device's links in a ring of n, by kind.
@@ -122,18 +121,16 @@ def compile_step(config: Config, where: topology.Topology, devices: list[Any]) -
       ConfigError: the mesh or the batch does not divide, or a tower that is named is absent.
     """
     mesh = sharding.make_mesh(config.mesh, devices)
-    sharding.check_batch(config.train, mesh.shape["data"] * mesh.shape["fsdp"])
-    objective, spec = objectives.build(config), train_state.batch_spec(config)
-    like = train_state.abstract(config, objective, spec, mesh)
-    frozen = sharding.placed_spec(objective.frozen_spec(), mesh)
-    step = make_step(config, objective, mesh, like)
+    planned = plan.make(config, mesh)
+    like, spec = planned.state, planned.batch
+    step = make_step(config, planned.objective, mesh, like)
     rows = sharding.batch_sharding(mesh)
     batch = {k: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows) for k, x in spec.items()}
     memory = {
         "params": _bytes(like.params),
         "target": _bytes(like.target),
         "optimizer": _bytes(like.opt_state),
-        "frozen": _bytes(frozen),
+        "frozen": _bytes(planned.frozen),
         "batch": _bytes(batch),
     }
     found = Compiled(
@@ -143,7 +140,7 @@ def compile_step(config: Config, where: topology.Topology, devices: list[Any]) -
         fits=None,
         hbm=where.chip.hbm or None,
         memory=memory,
-        analytic=flops.count(config).by_component(),
+        analytic=planned.flops().by_component(),
         compiler=0,
         moved=0,
         collectives={},
@@ -155,7 +152,7 @@ def compile_step(config: Config, where: topology.Topology, devices: list[Any]) -
     )
     began = time.monotonic()
     with jax.set_mesh(mesh):
-        lowered = step.lower(like, frozen, spec)
+        lowered = step.lower(like, planned.frozen, spec)
     options: Any = where.chip.flags if where.chip.dimensions else None
     try:
         compiled = lowered.compile(compiler_options=options)

@@ -18,7 +18,7 @@ from jax.interpreters import partial_eval
 
 from jepa_vl import objectives
 from jepa_vl.config import Config
-from jepa_vl.training.state import batch_spec, shapes
+from jepa_vl.training.state import TrainState, batch_spec, shapes
 from jepa_vl.training.step import gradients
 
 # The first that is found in an operation's scope names its component.
@@ -54,19 +54,21 @@ class Flops(NamedTuple):
         return {f"{c}_{way}": part[c] for way, part in parts.items() for c in part if part[c]}
 
 
-def count(config: Config) -> Flops:
+def count(config: Config, state: TrainState | None = None) -> Flops:
     """FLOPs of the gradient of a step; those of optimizer and EMA are element-wise, hence 0.
 
     Args:
-      config: resolved. Recomputed activations are not counted: they are not the model's.
+      config: resolved. Recomputed activations are not counted: they are not the model's. Equal
+        layers are traced once, whatever it says: their count is the same.
+      state: its shapes, where they are known already.
 
     Raises:
       ConfigError: a tower or a cache of embeddings that it names is absent.
     """
-    config = replace(config, train=replace(config.train, remat="none"))
+    config = replace(config, train=replace(config.train, remat="none", scan_layers=True))
     objective, batch = objectives.build(config), batch_spec(config)
     frozen = objective.frozen_spec()
-    state = shapes(config, objective, batch)
+    state = shapes(config, objective, batch) if state is None else state
     traced = jax.make_jaxpr(lambda s, f, b: gradients(config, objective, s, f, b)[0])
     whole = traced(state, frozen, batch).jaxpr
     # Without what nobody reads, such as the gradient of the pixels.
