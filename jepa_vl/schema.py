@@ -5,7 +5,9 @@ What the values mean, and which are refused, stands in :mod:`jepa_vl.config`.
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+
+from jepa_vl.schema_health import HealthConfig
+from jepa_vl.schema_key import key
 
 # Encoder: width, depth, heads, hidden width of the MLP (I-JEPA's public code; "g" has ratio 48/11).
 VARIANTS: dict[str, tuple[int, int, int, int]] = {
@@ -24,11 +26,6 @@ PREDICTOR_DEPTHS = {"Ti": 6, "S": 6, "B": 6, "L": 12, "H": 12, "g": 16}
 CROSSERS: dict[str, tuple[int, int]] = {"small": (4, 8), "medium": (6, 12), "large": (8, 12)}
 
 RANDOM = "random"  # in place of the path of a frozen tower: an untrained one
-
-
-def key(default: Any, doc: str) -> Any:
-    """A configuration key: its default and one line of documentation."""
-    return dataclasses.field(default=default, metadata={"doc": doc})
 
 
 @dataclass(frozen=True)
@@ -396,4 +393,5 @@ class Config:
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     log: LogConfig = dataclasses.field(default_factory=LogConfig)
+    health: HealthConfig = dataclasses.field(default_factory=HealthConfig)
     eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)
