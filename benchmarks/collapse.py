@@ -1,7 +1,7 @@
 """Does the alarm see a collapse before the kNN does, and is it silent on healthy runs?
 
-Command:    python benchmarks/collapse.py --data shapes_world --runs RUNS --out benchmarks/collapse.json
-            python benchmarks/collapse.py --data rsicd --path RSICD --runs RUNS --out ...
+Command:    python benchmarks/collapse.py --data shapes_world --runs RUNS --out RESULT.json
+            python benchmarks/collapse.py --data rsicd --path RSICD --runs RUNS --out RESULT.json
             RSICD holds WebDataset tars in its folders train and val.
 Needs:      two CPU cores; about a minute a run.
 
@@ -13,6 +13,7 @@ file keeps the runs of the other data set; ``--table FILE`` writes all of it as 
 
 import argparse
 import json
+import os
 import shutil
 import statistics
 import sys
@@ -31,12 +32,13 @@ from jepa_vl.config import Config
 from jepa_vl.data.pipeline import TrainElement
 from jepa_vl.objectives import base, tcjepa
 from jepa_vl.training import loop
+from jepa_vl.training.alarm import replay
 from jepa_vl.training.health import Health
 from jepa_vl.training.metrics import read_rows, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = {"shapes_world": "configs/quickstart.py", "rsicd": "configs/rsicd_study.py:arm=own"}
-# The recipe with a smaller network, smaller pictures and steps, and 15 looks at it.
+# The recipe with a smaller network, smaller pictures and steps, and 32 looks at it.
 SMALL: dict[str, Any] = {
     "encoder.image_size": 48, "encoder.width": 64, "encoder.depth": 2, "masks.context_tokens": 0,
     "predictor.width": 48, "predictor.depth": 2, "text.width": 48, "text.captions": 2,
@@ -135,3 +137,123 @@ def train(config: Config, name: str, workdir: Path) -> None:
     # The first round compiles.
     cost = {"diagnostics_seconds": statistics.median(seconds[1:]), "step_seconds": step}
     write_json(workdir / "cost.json", cost)
+
+
+def jobs(args: argparse.Namespace) -> list[tuple[str, int]]:
+    """Collapses first, then healthy runs: name and seed."""
+    return [(name, args.collapse_seed) for name in COLLAPSES] + [
+        (HEALTHY, int(seed)) for seed in args.healthy_seeds.split(",")
+    ]
+
+
+KEPT = (
+    "knn/", "rankme/", "effective_rank/", "std/", "cosine/", "unexplained", "text_gain",
+    "dead_share", "attention_entropy", "ema_drift", "held_out_loss",
+)  # fmt: skip
+
+
+def told(workdir: Path, config: Config, name: str, seed: int) -> dict[str, Any]:
+    """What a finished run says: its diagnostics and kNN, the alarm over them, what they cost."""
+    rows = [row for row in read_rows(workdir / "metrics.jsonl") if "held_out_loss" in row]
+    kept = [{k: v for k, v in row.items() if k == "step" or k.startswith(KEPT)} for row in rows]
+    rounded = [
+        {k: float(f"{v:.4g}") if v is not None else None for k, v in r.items()} for r in kept
+    ]
+    knn = [(int(row["step"]), row["knn/target"]) for row in rows if row.get("knn/target")]
+    start, images = knn[0][1], config.eval.val_images
+    noise = (start * (1 - start) / images) ** 0.5
+    cost = json.loads((workdir / "cost.json").read_text())
+    every = {"as_measured": config.log.diagnostics_every, "by_default": 100}
+    shares = {
+        key: cost["diagnostics_seconds"] / (steps * cost["step_seconds"])
+        for key, steps in every.items()
+    }
+    return {
+        "name": name,
+        "seed": seed,
+        "alarms": [trouble._asdict() for trouble in replay(rows, config.health)],
+        "knn": {"start": start, "least": min(x for _, x in knn), "end": knn[-1][1]},
+        "knn_falls": _first_below(knn, start),
+        "knn_falls_by_two_errors": _first_below(knn, start - 2 * noise),
+        **cost,
+        "diagnostics_share": shares,
+        "rows": rounded,
+    }
+
+
+def _first_below(knn: list[tuple[int, float]], bound: float) -> int | None:
+    return next((step for step, value in knn if value < bound), None)
+
+
+HEAD = (
+    "run", "seed", "first alarm: step, rule", "other alarms", "kNN start, least, end",
+    "kNN below its start", "by two errors", "in time",
+)  # fmt: skip
+
+
+def table(runs: list[dict[str, Any]]) -> list[str]:
+    """Markdown, one row a run."""
+    lines = ["| " + " | ".join(HEAD) + " |", "|" + "---|" * len(HEAD)]
+    for run in runs:
+        alarms, knn = run["alarms"], run["knn"]
+        names = [f"{a['step']}, {a['name']}" for a in alarms]
+        falls = run["knn_falls"], run["knn_falls_by_two_errors"]
+        cells = (
+            run["name"], run["seed"], names[0] if names else "none", "; ".join(names[1:]),
+            " ".join(f"{knn[key]:.3f}" for key in ("start", "least", "end")),
+            *("never" if step is None else step for step in falls), in_time(run),
+        )  # fmt: skip
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return lines
+
+
+def in_time(run: dict[str, Any]) -> str:
+    """Was the alarm before the kNN? Of a healthy run: was there none?"""
+    alarms = run["alarms"]
+    if run["name"] == HEALTHY:
+        return "false alarm" if alarms else "silent"
+    if not alarms:
+        return "missed"
+    first = alarms[0]["step"]
+    falls = (run["knn_falls"], run["knn_falls_by_two_errors"])
+    raw, clear = (step is None or first <= step for step in falls)
+    return "yes" if raw else "before it falls by two errors" if clear else "too late"
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data", choices=RECIPES, default="shapes_world")
+    parser.add_argument("--path", default="", help="rsicd: folder that holds train and val")
+    parser.add_argument("--runs", required=True, help="folder of the runs")
+    parser.add_argument("--collapse-seed", type=int, default=0, help="default 0")
+    parser.add_argument("--healthy-seeds", default="1,2,3,4,5,6", help="default 1,2,3,4,5,6")
+    parser.add_argument("--out", default="", help="JSON file; printed if absent")
+    parser.add_argument("--table", default="", help="markdown file of all that --out holds")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str]) -> None:
+    """Trains what is missing, judges all of it and writes it."""
+    args = parse(argv)
+    load, runs = os.getloadavg()[0], []
+    for name, seed in jobs(args):
+        config = make_config(args.data, args.path, name, seed)
+        workdir = Path(args.runs) / f"{args.data}-{name.replace(' ', '_')}-{seed}"
+        if not (workdir / "cost.json").exists():
+            print(workdir.name, flush=True)
+            train(config, name, workdir)
+        runs.append(told(workdir, config, name, seed))
+    out = Path(args.out) if args.out else None
+    found = json.loads(out.read_text()) if out and out.exists() else {}
+    found |= {"question": (__doc__ or "").splitlines()[0], "settings": SMALL}
+    ran = {"machine": measure.machine("jax", "optax"), "load_at_start": load, "runs": runs}
+    found["data"] = {**found.get("data", {}), args.data: ran}
+    measure.write(found, args.out)
+    if args.table:
+        parts = [[f"### {name}", "", *table(ran["runs"])] for name, ran in found["data"].items()]
+        Path(args.table).write_text("\n\n".join("\n".join(part) for part in parts) + "\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -152,6 +152,12 @@ RULES: dict[str, Rule] = {
         f"{DATA}; else train longer, with a higher optim.lr or a lower optim.ema",
         lasts=1.0,
     ),
+    "held out": Rule(
+        _unexplained, 1.5, 1.2,
+        "of held-out images the predictor is worse than the mean target for long",
+        f"{DATA}, and that those held out are alike; else lower optim.lr",
+        lasts=0.25,
+    ),
     "captions": Rule(
         _unread, -2.0, -4.0,
         "the captions of another image do as well as an image's own: they are not read",
@@ -219,7 +225,7 @@ class Alarm:
     def _judge(self, name: str, row: Row) -> Trouble | None:
         rule, step = RULES[name], int(row["step"])
         found = rule.measure(row, self._best)
-        if found is None:
+        if found is None or (rule.lasts and not step):  # an untrained predictor predicts nothing
             return None
         ratio, numbers = found
         if ratio < rule.well:
