@@ -28,9 +28,10 @@ import measure
 import numpy as np
 
 from jepa_vl.cli import configs
-from jepa_vl.config import Config
+from jepa_vl.config import Config, flat, to_dict
 from jepa_vl.data.pipeline import TrainElement
 from jepa_vl.objectives import base, tcjepa
+from jepa_vl.schema import LogConfig
 from jepa_vl.training import loop
 from jepa_vl.training.alarm import replay
 from jepa_vl.training.health import Health
@@ -67,7 +68,9 @@ class NoStopGradient(tcjepa.TCJepa):
         """As TC-JEPA's."""
         del target
         norms = base.TARGET_NORMS
-        with mock.patch.object(base, "as_targets", lambda features, norm: norms[norm](features)):
+        with mock.patch.object(
+            base, "as_targets", lambda features, norm="layer_norm": norms[norm](features)
+        ):
             return super().loss(params, params["encoder"], *args)
 
 
@@ -92,10 +95,9 @@ def make_config(data: str, path: str, name: str, seed: int) -> Config:
     recipe, _, arg = RECIPES[data].partition(":")
     file = f"{ROOT / recipe}:{arg}" if arg else str(ROOT / recipe)
     given = {**SMALL, "seed": seed} | ({"data.path": f"{path}/train"} if path else {})
-    plain = configs.load(file, _overrides(given))
-    for key, factor in TIMES.get(name, {}).items():
-        section, leaf = key.split(".")
-        given[key] = factor * getattr(getattr(plain, section), leaf)
+    if name in TIMES:
+        plain = flat(to_dict(configs.load(file, _overrides(given))))
+        given |= {key: factor * plain[key] for key, factor in TIMES[name].items()}
     return configs.load(file, _overrides(given | VALUES.get(name, {})))
 
 
@@ -163,11 +165,9 @@ def told(workdir: Path, config: Config, name: str, seed: int) -> dict[str, Any]:
     start, images = knn[0][1], config.eval.val_images
     noise = (start * (1 - start) / images) ** 0.5
     cost = json.loads((workdir / "cost.json").read_text())
-    every = {"as_measured": config.log.diagnostics_every, "by_default": 100}
-    shares = {
-        key: cost["diagnostics_seconds"] / (steps * cost["step_seconds"])
-        for key, steps in every.items()
-    }
+    steps = cost["diagnostics_seconds"] / cost["step_seconds"]  # that one round costs
+    cost |= {"share_as_measured": steps / config.log.diagnostics_every}
+    cost |= {"share_by_default": steps / LogConfig().diagnostics_every}
     return {
         "name": name,
         "seed": seed,
@@ -176,7 +176,6 @@ def told(workdir: Path, config: Config, name: str, seed: int) -> dict[str, Any]:
         "knn_falls": _first_below(knn, start),
         "knn_falls_by_two_errors": _first_below(knn, start - 2 * noise),
         **cost,
-        "diagnostics_share": shares,
         "rows": rounded,
     }
 
@@ -204,7 +203,22 @@ def table(runs: list[dict[str, Any]]) -> list[str]:
             *("never" if step is None else step for step in falls), in_time(run),
         )  # fmt: skip
         lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return lines
+    return [*lines, "", costs(runs)]
+
+
+def costs(runs: list[dict[str, Any]]) -> str:
+    """One sentence: medians over the runs."""
+
+    def median(name: str) -> float:
+        return statistics.median(float(run[name]) for run in runs)
+
+    images = SMALL["log.diagnostics_images"]
+    return (
+        f"Diagnostics of {images} images take {median('diagnostics_seconds'):.2f} s, a step "
+        f"{median('step_seconds'):.3f} s: {median('share_as_measured'):.0%} of the "
+        f"steps' time every {SMALL['log.diagnostics_every']} steps, "
+        f"{median('share_by_default'):.1%} every 100, the default (medians)."
+    )
 
 
 def in_time(run: dict[str, Any]) -> str:
