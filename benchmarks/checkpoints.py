@@ -85,7 +85,7 @@ def blocking(args: argparse.Namespace, workdir: Path) -> dict[str, Any]:
     bench.step()  # compiles
     bench.save()
     bench.checkpoints.wait()
-    rows: dict[str, list[float | None]] = {"step": [], "save": [], "beside": [], "background": []}
+    rows: dict[str, list[float]] = {"step": [], "save": [], "beside": [], "background": []}
     for _ in range(args.repeats):
         rows["step"].append(bench.step())
         rows["save"].append(bench.save())
@@ -100,9 +100,9 @@ def blocking(args: argparse.Namespace, workdir: Path) -> dict[str, Any]:
     bench.checkpoints.close()
     return {
         "state_mb": state / 1e6,
-        "seconds": {name: measure.summary(values) for name, values in rows.items()},
-        "blocking": measure.summary(shares),
-        "steps_beside": measure.summary(beside),
+        "seconds": {name: measure.summary([*values]) for name, values in rows.items()},
+        "blocking": measure.summary([*shares]),
+        "steps_beside": measure.summary([*beside]),
         "amortised": measure.summary([share / args.every for share in extra]),
     }
 

@@ -37,6 +37,7 @@ from jepa_vl.schema import (
     TIJepaConfig,
 )
 from jepa_vl.schema import Config as Config
+from jepa_vl.schema_health import ACTIONS, RULES
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -154,6 +155,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "train.dtype": ("float32", "bfloat16"),
     "train.remat": ("none", "dots", "full"),
     "log.progress": ("auto", "lines", "off"),
+    "health.action": ACTIONS,
 }
 AT_LEAST_1 = (
     "data.train_size", "data.prefetch", "data.threads", "data.max_pixels",
@@ -164,6 +166,7 @@ AT_LEAST_1 = (
     "train.batch_size", "train.micro_batches", "train.max_bad_steps",
     "checkpoint.every", "checkpoint.keep_last", "log.proof_every",
     "log.every", "log.diagnostics_every", "log.diagnostics_images",
+    "health.patience", "health.lull",
     "eval.every", "eval.k", "eval.train_images", "eval.val_images", "eval.batch_size",
 )  # fmt: skip
 NOT_NEGATIVE = (
@@ -177,6 +180,7 @@ NOT_NEGATIVE = (
 )  # fmt: skip
 POSITIVE = (
     "optim.lr", "optim.eps", "optim.schedule_scale", "conditioner.mlp_ratio", "eval.temperature",
+    "health.rewind_lr",
 )  # fmt: skip
 DERIVED_MESH = {  # axis -> the number that stands for "derive it", and what it gives
     "data": (-1, "all devices that remain"),
@@ -195,9 +199,9 @@ RANGES: dict[str, float | None] = {  # key of (low, high) -> the most that high 
 # (What lies at text.path and in frozen is compared by its content.)
 RESUMABLE = (
     "text.path", "frozen.", "data.workers", "data.prefetch", "data.threads", "data.max_bad_share",
-    "mesh.", "checkpoint.", "log.", "eval.", "train.compile_cache", "train.max_bad_steps",
-    "train.max_rewinds", "train.spike_z", "train.watchdog_minutes", "train.remat",
-    "train.scan_layers",
+    "mesh.", "checkpoint.", "log.", "health.", "eval.", "train.compile_cache",
+    "train.max_bad_steps", "train.max_rewinds", "train.spike_z", "train.watchdog_minutes",
+    "train.remat", "train.scan_layers",
 )  # fmt: skip
 
 
@@ -273,6 +277,7 @@ def resolve(tree: Any) -> Config:
         eval=evaluation,
         conditioner=conditioner,
         tijepa=_resolve_crosser(config.tijepa, config.text),
+        health=replace(config.health, lull=config.health.lull or max(1, steps // 2)),
     )
     _check_meaning(config)
     return config
@@ -337,11 +342,13 @@ def _check_meaning(config: Config) -> None:
     for name in POSITIVE:
         if values[name] < SMALLEST:
             raise ConfigError(name, values[name], f"above 0 (and what float32 holds: {SMALLEST:g})")
-    for name in ("optim.b1", "optim.b2", "text.dropout"):
+    for name in ("optim.b1", "optim.b2", "text.dropout", "health.rewind_lr"):
         if not 0 <= values[name] < 1:
             raise ConfigError(name, values[name], "0 <= value < 1")
     for name, upper in RANGES.items():
         _check_range(name, values[name], upper)
+    for name in config.health.mute:
+        one_of("health.mute", name, RULES)
     if not 0 <= config.seed < 2**32:
         raise ConfigError("seed", config.seed, "0 <= seed < 2**32")
     if not 0 < config.data.holdout < 1:

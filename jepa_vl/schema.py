@@ -7,8 +7,10 @@ mean, and which are refused, stands in :mod:`jepa_vl.config`.
 import dataclasses
 from dataclasses import dataclass
 
+from jepa_vl.schema_health import HealthConfig
+from jepa_vl.schema_key import key
 from jepa_vl.schema_run import CheckpointConfig as CheckpointConfig
-from jepa_vl.schema_run import EvalConfig, LogConfig, OptimConfig, TrainConfig, key
+from jepa_vl.schema_run import EvalConfig, LogConfig, OptimConfig, TrainConfig
 from jepa_vl.schema_run import MeshConfig as MeshConfig
 
 # Encoder: width, depth, heads, hidden width of the MLP (I-JEPA's public code; "g" has ratio 48/11).
@@ -305,4 +307,5 @@ class Config:
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     log: LogConfig = dataclasses.field(default_factory=LogConfig)
+    health: HealthConfig = dataclasses.field(default_factory=HealthConfig)
     eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)

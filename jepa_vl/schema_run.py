@@ -1,13 +1,8 @@
 """The part of the configuration schema that says how a run goes: optimizer, steps, mesh, files."""
 
-import dataclasses
 from dataclasses import dataclass
-from typing import Any
 
-
-def key(default: Any, doc: str) -> Any:
-    """A configuration key: its default and one line of documentation."""
-    return dataclasses.field(default=default, metadata={"doc": doc})
+from jepa_vl.schema_key import key
 
 
 @dataclass(frozen=True)

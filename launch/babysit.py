@@ -6,8 +6,9 @@ Command:    python launch/babysit.py --name pod --zone Z --type v5e-256 --spot -
             workdir must outlive the machines (a bucket): each start resumes from it.
 Hardware:   any machine that stays on and has gcloud; the standard library is enough.
 
-Ends with 0 when the run is done; with its 4 (not finite) or 5 (bad input); with 1 after too many
-losses in a row. Then the machines are given back, unless --keep. An interrupt leaves all as it is.
+Ends with 0 when the run is done; with its 4 (diverged or collapsed) or 5 (bad input); with 1 after
+too many losses in a row. Then the machines are given back, unless --keep. An interrupt leaves all
+as it is.
 """
 
 import argparse
@@ -19,8 +20,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 TOOL = Path(__file__).with_name("tpu_vm.sh")
-DONE, GIVEN_UP, NOT_FINITE, BAD_INPUT, INTERRUPTED = 0, 1, 4, 5, 130
-FINAL = {"exit 0": DONE, "exit 4": NOT_FINITE, "exit 5": BAD_INPUT}
+DONE, GIVEN_UP, STOPPED, BAD_INPUT, INTERRUPTED = 0, 1, 4, 5, 130
+FINAL = {"exit 0": DONE, "exit 4": STOPPED, "exit 5": BAD_INPUT}
 LOST = ("SUSPENDED", "FAILED")
 LAST_LINES = 40
 

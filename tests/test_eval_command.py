@@ -92,6 +92,9 @@ def test_trap_45_every_result_states_its_whole_protocol(newest):
     for result in newest["results"]:
         protocol = result["protocol"]
         assert {"pooling", "normalisation", "transform"} <= protocol.keys()
+        if result["evaluator"] == "lidar":
+            assert (protocol["n"], protocol["q"], protocol["delta"]) == (16, 10, 1e-4)
+            assert "crops" in protocol["transform"]
         assert protocol["seed"] == 0 and protocol["classes"] == len(train.classes)
         for part, source, images in (("train", train, 64), ("held_out", held_out, 16)):
             assert protocol[part] == {
@@ -153,6 +156,25 @@ def test_other_images_are_measured_without_captions_and_written_where_asked(
     protocol = page["results"][0]["protocol"]
     assert protocol["classes"] == 2 and "#held-out" in protocol["held_out"]["name"]
     assert protocol["train"]["images"] + protocol["held_out"]["images"] == 40
+
+
+def test_lidar_needs_no_labels(workdir, pictures, tmp_path, capsys):
+    lines = (pictures / "captions.jsonl").read_text().splitlines()
+    bare = [{"image": str(pictures / json.loads(line)["image"])} for line in lines]
+    file = tmp_path / "bare.jsonl"
+    file.write_text("\n".join(json.dumps(line) for line in bare))
+    words = ["--config.data.kind=folder", f"--config.data.path={file}", "--config.eval.k=3"]
+    words += ["--config.data.holdout=0.4", "--name", "lidar", "--out", str(tmp_path / "out.json")]
+    scores = []
+    for branch in ("target", "context", "target"):
+        command = ["eval", "--workdir", str(workdir), "--branch", branch, *words]
+        assert main(command) == 0
+        page = json.loads((tmp_path / "out.json").read_text())
+        scores.append(score(page, "lidar", "lidar"))
+        protocol = page["results"][0]["protocol"]
+        assert protocol["branch"] == branch and 1 < protocol["n"] <= 16
+    assert 1 <= scores[0] == scores[2] != scores[1]
+    assert "held_out: " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

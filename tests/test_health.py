@@ -20,9 +20,9 @@ from tests.tiny import tiny
 class Parts:
     """What the loop builds, for a fresh state."""
 
-    def __init__(self, config):
+    def __init__(self, config, devices=8):
         self.objective = objectives.build(config)
-        self.mesh = sharding.make_mesh(config.mesh)
+        self.mesh = sharding.make_mesh(config.mesh, jax.devices()[:devices])
         spec = train_state.batch_spec(config)
         self.state = train_state.create(config, self.objective, spec, self.mesh)
         train, held_out = sources.open_sources(config)
@@ -88,3 +88,21 @@ def test_a_fresh_state_has_no_drift_and_one_encoder(compiled_and_found):
     assert found["ema_drift"] == 0
     assert found["rankme/target"] == found["rankme/context"] >= 1
     assert found["rankme_images"] == 8
+
+
+def test_every_branch_is_measured(compiled_and_found):
+    found = compiled_and_found[1]
+    branches = {f"{name}/{branch}" for name in ("rankme", "effective_rank", "std", "cosine")
+                for branch in ("context", "target", "predictor")}  # fmt: skip
+    more = {"unexplained", "dead_share", "attention_entropy", "text_gain", "text_gain_noise"}
+    assert branches | more < found.keys()
+    assert 0 <= found["attention_entropy"] <= 1 and found["text_gain_noise"] > 0
+    assert found["unexplained"] > 1  # an untrained predictor is worse than the mean
+
+
+def test_one_device_finds_the_same_numbers_as_eight(compiled_and_found, quick_compilation):
+    one = Parts(tiny(**{"mesh.data": 1}), devices=1)
+    found = one.health.run(one.state)
+    assert found.keys() == compiled_and_found[1].keys()
+    for name, value in compiled_and_found[1].items():
+        assert found[name] == pytest.approx(value, rel=1e-4, abs=2e-6), name

@@ -39,6 +39,12 @@ def test_a_run_leaves_its_result_and_its_report(method, tmp_path):
     for name in SPREADS.get(method, ["target_std/image", "target_std/text"]):
         assert all(row[name] > 0 for row in rows[1:])
     assert "regulariser_gradient_ratio" not in rows[-1]
+    predicts = {"tijepa": {""}, "crossmodal": {"", "text"}, "contrastive": set()}[method]
+    for start, joint in (("unexplained", "/"), ("rankme/predictor", "_")):
+        keys = {start + (joint + modality if modality else "") for modality in predicts}
+        assert {key for key in rows[-1] if key.startswith(start)} == keys
+        assert all(rows[-1][key] > 0 for key in keys)
+    assert ("text_gain_noise" in rows[-1]) == bool(predicts)
     assert main(["report", "--workdir", str(tmp_path)]) == 0
     found = re.findall(r"<h2>(.+?)</h2>", (tmp_path / "report.html").read_text())
     masks = ["Masks"] if method == "tijepa" else []

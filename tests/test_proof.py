@@ -45,7 +45,7 @@ def test_each_step_has_a_row_and_a_restart_appends(run, tmp_path, capsys):
     rows = run(broken)
     assert [row.get("start", row.get("step")) for row in rows] == [0, 1, 2, 3, 3, 4, 5, 6]
     words = ["report", "--proof", "--workdir", str(broken)]
-    assert main([*words, "--against", str(tmp_path / "whole")]) == 0
+    assert main([*words, "--reference", str(tmp_path / "whole")]) == 0
     said = capsys.readouterr().out.splitlines()
     assert said[1].split()[3:] == ["1-3", "3", "3", "equal", "1", "equal", "1", "equal"]
     assert said[2].split()[3:] == ["4-6", "3", "3", "equal", "2", "equal", "2", "equal"]
@@ -53,17 +53,17 @@ def test_each_step_has_a_row_and_a_restart_appends(run, tmp_path, capsys):
     assert main(words) == 5 and "the run was never restarted" in capsys.readouterr().err
 
     other = run(tmp_path / "other", seed=1)
-    assert main([*words, "--against", str(tmp_path / "other")]) == 1
+    assert main([*words, "--reference", str(tmp_path / "other")]) == 1
     said = capsys.readouterr().out
     assert "3 of 3 differ" in said and f"-> {rows[1]['sample_hash']}" in said
     assert other[1]["sample_hash"] in said
 
 
-def test_the_proof_needs_its_file_and_against_needs_the_proof(tmp_path, capsys):
+def test_the_proof_needs_its_file_and_reference_needs_the_proof(tmp_path, capsys):
     assert main(["report", "--proof", "--workdir", str(tmp_path)]) == 5
     assert "holds no proof.jsonl; train with --proof" in capsys.readouterr().err
-    assert main(["report", "--workdir", str(tmp_path), "--against", "x"]) == 5
-    assert "--against = 'x': add --proof" in capsys.readouterr().err
+    assert main(["report", "--workdir", str(tmp_path), "--reference", "x"]) == 5
+    assert "--reference = 'x': add --proof" in capsys.readouterr().err
 
 
 def test_hashes_of_rows_add_up_over_hosts_and_change_with_everything_in_them():

@@ -19,9 +19,15 @@ TRANSFORM = "short side to image_size, centre square, no augmentation"
 
 
 class Kind(NamedTuple):
-    """A kind of features: an Extract and its parameters (evaluators.base), and how it works."""
+    """A kind of features: how they are read and of which parameters (evaluators.base).
 
-    extract: Any
+    Attributes:
+      read: LABELLED -> an Extract, where it is asked for; VIEWS -> a ViewsOf.
+      params: what both are called with.
+      protocol: how they work.
+    """
+
+    read: dict[str, Any]
     params: Any
     protocol: dict[str, Any]
 
@@ -50,13 +56,13 @@ def run(args: argparse.Namespace, overrides: Sequence[configs.Override]) -> int:
 
     trained, state, step = checkpoint.load(workdir.resolve(), step)
     config = configs.change(trained, overrides)
-    reader, classes = _reader(config)
-    kinds = {"encoder": _encoder(config, state, reader, branch, layers)}
+    images = Images(config, names)
+    kinds = {"encoder": _encoder(config, state, images, branch, layers)}
     if args.floor:
-        kinds["pixels"] = _pixels(reader)
+        kinds["pixels"] = _pixels(images)
     for kind in kinds.values():  # reads the images, which may be fewer than were drawn
-        kind.extract(kind.params)
-    common = {"transform": TRANSFORM, "seed": config.seed, **reader.describe(), "classes": classes}
+        images.look(kind)
+    common = {"transform": TRANSFORM, "seed": config.seed, **images.describe()}
     results = _measure(config, names, kinds, common)
     meta = checkpoint.provenance(trained)
     page = {
@@ -81,16 +87,50 @@ def _out(given: str | None, workdir: Path) -> Path | None:
     return out
 
 
-def _reader(config: Config) -> tuple[Any, int]:
-    """The labelled images, and how many classes they have."""
-    from jepa_vl.data import sources
-    from jepa_vl.evaluators import features
+class Images:
+    """What the evaluators of some names read; labels are needed where one of them asks for them."""
 
-    train, held_out = sources.open_sources(_without_text(config))
-    return features.Reader(config, train, held_out), len(train.classes)
+    def __init__(self, config: Config, names: Sequence[str]):
+        from jepa_vl.data import sources
+        from jepa_vl.evaluators import base, features
+
+        plain = _without_text(config)
+        train, held_out = sources.open_sources(plain)
+        self.classes, self.views, self.reader = len(train.classes), None, None
+        wanted = {base.read_by(name) for name in names}
+        if base.VIEWS in wanted:
+            self.views = features.Views(plain, held_out)
+        if base.LABELLED in wanted:
+            self.reader = features.Reader(config, train, held_out)
+
+    def readers(self, embed: Any, change: Any = lambda found: found) -> dict[str, Any]:
+        """How features of ``embed(params, images)`` are read; labelled ones ``change`` then."""
+        from jepa_vl.evaluators import base, features
+
+        reader, views, out = self.reader, self.views, {}
+        if reader is not None:
+            out[base.LABELLED] = features.remember(
+                lambda params: change(reader.read(lambda images: embed(params, images)))
+            )
+        if views is not None:
+            out[base.VIEWS] = lambda params: views.read(lambda images: embed(params, images))
+        return out
+
+    def look(self, kind: Kind) -> None:
+        """Reads the labelled images, so that :meth:`describe` knows those that can be read."""
+        from jepa_vl.evaluators.base import LABELLED
+
+        if LABELLED in kind.read:
+            kind.read[LABELLED](kind.params)
+
+    def describe(self) -> dict[str, Any]:
+        """Which images these are."""
+        if self.reader is not None:
+            return {**self.reader.describe(), "classes": self.classes}
+        return self.views.describe() if self.views is not None else {}
 
 
-def _encoder(config: Config, state: Any, reader: Any, branch: str, layers: int) -> Kind:
+def _encoder(config: Config, state: Any, read: Images, branch: str, layers: int) -> Kind:
     import jax
 
     from jepa_vl import objectives, sharding
@@ -106,30 +146,30 @@ def _encoder(config: Config, state: Any, reader: Any, branch: str, layers: int) 
     mesh = sharding.make_mesh(MeshConfig(), jax.local_devices()[:1])
     params = objective.encoder_params(weights, sharding.place(objective.load_frozen(), mesh))
     encode = features.make_encode(objective.encoder, mesh, layers)
-    extract = features.remember(lambda p: reader.read(lambda images: encode(p, images)))
     pooling = f"{POOLING}, {objective.encoder.FEATURES}"
-    return Kind(extract, params, {"branch": branch, "layers": layers, "pooling": pooling})
+    protocol = {"branch": branch, "layers": layers, "pooling": pooling}
+    return Kind(read.readers(encode), params, protocol)
 
 
-def _pixels(reader: Any) -> Kind:
+def _pixels(read: Images) -> Kind:
     from jepa_vl.evaluators import features
 
-    extract = features.remember(lambda _: features.centred(reader.read(features.pixels)))
-    return Kind(extract, None, {"pooling": "16 x 16 boxes, centred by the training mean"})
+    readers = read.readers(lambda _, images: features.pixels(images), features.centred)
+    return Kind(readers, None, {"pooling": "16 x 16 boxes, centred by the training mean"})
 
 
 def _measure(
     config: Config, names: Sequence[str], kinds: dict[str, Kind], common: dict[str, Any]
 ) -> list[dict[str, Any]]:
     """One result for each kind of features and protocol, its whole protocol beside it."""
-    from jepa_vl.evaluators import REGISTRY
+    from jepa_vl.evaluators.base import REGISTRY, read_by
 
     results = []
     for name, kind in kinds.items():
         for chosen in names:
-            evaluator = REGISTRY[chosen](config, kind.extract)
+            evaluator = REGISTRY[chosen](config, kind.read[read_by(chosen)])
             result = {"evaluator": chosen, "features": name, "scores": evaluator.run(kind.params)}
-            protocol = {**kind.protocol, **evaluator.protocol, **common}
+            protocol = {**common, **kind.protocol, **evaluator.protocol}
             results.append({**result, "protocol": protocol})
     return results
 
@@ -152,7 +192,9 @@ def _table(results: list[dict[str, Any]]) -> list[str]:
         for (name, score), values in rows.items()
     ]
     of = results[0]["protocol"]
-    images = [f"{part}: {of[part]['images']} images of {of[part]['name']}" for part in PARTS]
-    head = ", ".join([*images, f"{of['classes']} classes, seed {of['seed']}"])
+    there = [part for part in PARTS if part in of]
+    images = [f"{part}: {of[part]['images']} images of {of[part]['name']}" for part in there]
+    classes = [f"{of['classes']} classes"] if "classes" in of else []
+    head = ", ".join([*images, *classes, f"seed {of['seed']}"])
     lines = [("protocol", "number", *kinds), *numbers]
     return [head, *columns(lines, tuple(range(2, 2 + len(kinds))))]

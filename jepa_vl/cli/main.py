@@ -43,7 +43,7 @@ SHAPES = {  # what the option's value stands for, and its help
     "--step-seconds": ("X", ""),
     "--profile": ("FIRST:LAST", ""),
     "--proof": ("", ""),  # a switch
-    "--against": ("DIR", ""),
+    "--reference": ("DIR", ""),
     "--supervise": ("", ""),  # a switch
     "--local-processes": ("N", ""),
     "--max-restarts": ("R", ""),
@@ -244,7 +244,7 @@ VERBS = {
         "jepa-vl report --workdir runs/quickstart",
         workdir="",
         proof="print the table of equal hashes, of a run and over its restarts",
-        against="with --proof: workdir of another run of this configuration",
+        reference="with --proof: workdir of another run of this configuration",
         out="file to write (default: report.html in the workdir)",
     ),
 }

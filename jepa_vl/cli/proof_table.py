@@ -20,11 +20,11 @@ def run(args: argparse.Namespace) -> int:
       ConfigError: a workdir has no proof, or there is nothing to compare.
     """
     rows = _read("--workdir", args.workdir)
-    wanted = _last(_read("--against", args.against)) if args.against else {}
+    wanted = _last(_read("--reference", args.reference)) if args.reference else {}
     lines, differing, compared = table(rows, wanted)
     print("\n".join(lines))
     if not compared:
-        rule = "no step was repeated: the run was never restarted; give --against another one"
+        rule = "no step was repeated: the run was never restarted; give --reference another one"
         raise ConfigError("--workdir", args.workdir, rule)
     for line in differing[:10]:
         print(line)

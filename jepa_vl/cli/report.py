@@ -23,8 +23,8 @@ def run(args: argparse.Namespace, overrides: Sequence[Override]) -> int:
         raise ConfigError("--workdir", args.workdir, "no such folder")
     if args.proof:
         return proof_table.run(args)
-    if args.against:
-        raise ConfigError("--against", args.against, "add --proof")
+    if args.reference:
+        raise ConfigError("--reference", args.reference, "add --proof")
     out = Path(args.out).expanduser() if args.out else workdir / "report.html"
     if out.is_dir():
         raise ConfigError("--out", args.out, "is a folder; name the file")

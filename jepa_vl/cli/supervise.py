@@ -26,9 +26,9 @@ from jepa_vl.cli.configs import Override
 from jepa_vl.cli.numbers import whole
 from jepa_vl.config import ConfigError
 
-DONE, GAVE_UP, PREEMPTED, NOT_FINITE, BAD_INPUT, INTERRUPTED = 0, 1, 3, 4, 5, 130
-AGREED = (DONE, PREEMPTED, NOT_FINITE)  # all processes of a run leave with these together
-FINAL = (NOT_FINITE, BAD_INPUT, GAVE_UP)
+DONE, GAVE_UP, PREEMPTED, STOPPED, BAD_INPUT, INTERRUPTED = 0, 1, 3, 4, 5, 130
+AGREED = (DONE, PREEMPTED, STOPPED)  # all processes of a run leave with these together
+FINAL = (STOPPED, BAD_INPUT, GAVE_UP)
 RESTARTS = 5
 POLL, LONGEST_PAUSE = 0.05, 60.0  # seconds
 GRACE = "JEPA_VL_GRACE_SECONDS"  # that the others have to end when one has died
@@ -232,7 +232,7 @@ class Supervisor:
 
     def _verdict(self, codes: list[int | None]) -> int | None:
         """Exit code to end with; None: start again."""
-        for final in (BAD_INPUT, NOT_FINITE, INTERRUPTED):
+        for final in (BAD_INPUT, STOPPED, INTERRUPTED):
             if final in codes:
                 return final
         if set(codes) == {DONE}:

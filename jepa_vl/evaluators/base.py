@@ -6,7 +6,7 @@ calls them chooses the parameters (the branch, the step) and says how features c
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -31,6 +31,9 @@ class Features:
 
 # Parameters of an encoder -> what an evaluator reads.
 Extract = Callable[[PyTree], Features]
+# Parameters of an encoder -> features of augmented views of held-out images, float [n, q, X].
+ViewsOf = Callable[[PyTree], Array]
+LABELLED, VIEWS = "labelled", "views"
 
 
 class Evaluator(Protocol):
@@ -38,8 +41,10 @@ class Evaluator(Protocol):
 
     Attributes:
       protocol: the choices that its numbers depend on, fit for JSON.
+      reads: LABELLED, of an Extract, or VIEWS, of a ViewsOf: what it is built with.
     """
 
+    reads: ClassVar[str] = LABELLED
     protocol: dict[str, Any]
 
     def run(self, params: PyTree) -> dict[str, float]:
@@ -47,17 +52,22 @@ class Evaluator(Protocol):
         ...
 
 
-REGISTRY: dict[str, Callable[[Config, Extract], Evaluator]] = {}
+REGISTRY: dict[str, Callable[[Config, Any], Evaluator]] = {}
 
 
 def register(name: str) -> Callable[[type], type]:
-    """Enters an evaluator, built from the resolved configuration and an Extract, under its name."""
+    """Enters an evaluator, built from the resolved configuration and what it reads."""
 
     def enter(cls: type) -> type:
         REGISTRY[name] = cls
         return cls
 
     return enter
+
+
+def read_by(name: str) -> str:
+    """What the evaluator of a name reads: LABELLED or VIEWS."""
+    return getattr(REGISTRY[name], "reads", LABELLED)
 
 
 def accuracy(found: Array, labels: Array) -> float:

@@ -20,6 +20,7 @@ from jepa_vl.sharding import batch_sharding, replicated
 
 # (encoder parameters, images [B, H, W, 3]) -> [B, D] float32
 Encode = Callable[[PyTree, Array], Array]
+Q = 10  # views of an image
 # images, uint8 [b, H, W, 3], and the labels of those that are no padding, int [<= b]
 Batch = tuple[Array, Array]
 
@@ -175,6 +176,59 @@ class Reader:
             name: {"name": x.name, "fingerprint": x.fingerprint, "images": len(indices) - len(bad)}
             for name, x, indices, bad in parts
         }
+
+
+class Views:
+    """Random crops of held-out images, as training makes them; labels are not needed."""
+
+    def __init__(self, config: Config, held_out: Source):
+        """Draws ``eval.val_images`` images, or all there are."""
+        self.config, self.source = config, held_out
+        order = np.random.Generator(np.random.Philox(config.seed)).permutation(len(held_out))
+        self.indices = np.sort(order[: config.eval.val_images]).tolist()
+        self.element = pipeline.TrainElement(config, held_out)
+
+    def read(self, embed: Callable[[Array], Array]) -> Array:
+        """Features of Q crops of each image that can be read: float [n, Q, X].
+
+        Args:
+          embed: uint8 [b, H, W, 3] -> float [b, X], always of ``eval.batch_size`` images.
+
+        Raises:
+          ConfigError: none can be read.
+        """
+        size, rows, waiting = self.config.eval.batch_size, [], []
+
+        def flush(least: int) -> None:
+            while len(waiting) >= least and waiting:
+                part, waiting[:] = waiting[:size], waiting[size:]
+                full = np.stack(part + part[-1:] * (size - len(part)))
+                rows.append(np.asarray(embed(full))[: len(part)])
+
+        with ThreadPoolExecutor(self.config.data.threads) as pool:
+            for crops in pool.map(self._crops, self.indices):
+                waiting += crops
+                flush(size)
+        flush(1)
+        if not rows:
+            rule = "none of the images can be read"
+            raise ConfigError("data.path", self.source.name, rule)
+        return np.concatenate(rows).reshape(-1, Q, rows[0].shape[-1])
+
+    def _crops(self, index: int) -> list[Array]:
+        try:
+            with faults.reading():
+                record = self.source[index]
+            seeds = [[self.config.seed, index, view] for view in range(Q)]
+            return [self.element.crop(record, np.random.default_rng(seed)) for seed in seeds]
+        except faults.BadSample:
+            return []
+
+    def describe(self) -> dict[str, Any]:
+        """Which images these are."""
+        source, count = self.source, len(self.indices)
+        part = {"name": source.name, "fingerprint": source.fingerprint, "images": count}
+        return {"held_out": part}
 
 
 def remember(extract: Extract) -> Extract:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,22 @@ TARGET_EPS = 1e-5  # of the parameter-free LayerNorm of targets; torch's functio
 
 Batch = dict[str, Array]
 REGISTRY: dict[str, Callable[[Config], "Objective"]] = {}
+
+
+class Predicted(NamedTuple):
+    """What was predicted of B images, or of their captions: ``aux["predicted"][modality]``.
+
+    Attributes:
+      prediction: float32 [B, ..., D].
+      targets: float32 [B, ..., D], without gradient.
+      valid: bool [B, ...], the tokens that count; None: all of them.
+      distance: float32 [B, ...], of each token, with its weight in the loss.
+    """
+
+    prediction: Array
+    targets: Array
+    valid: Array | None
+    distance: Array
 
 
 class Objective(Protocol):
@@ -76,7 +92,8 @@ class Objective(Protocol):
           ramp: scalar in [0, 1] on the regularisers, from a schedule that is not ours.
 
         Returns:
-          Scalar float32 loss; scalar metrics by name; ``aux``, arrays for diagnostics and pictures.
+          Scalar float32 loss; scalar metrics by name; ``aux``, arrays for diagnostics and pictures,
+          with ``predicted``: a :class:`Predicted` for each modality that is predicted, {} for none.
         """
         ...
 

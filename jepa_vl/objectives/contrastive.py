@@ -131,7 +131,8 @@ class Contrastive(ReadsCaptions):
     def loss(
         self, params: PyTree, target: PyTree, frozen: PyTree, batch: Batch, rng: Array, ramp: Array
     ) -> tuple[Array, dict[str, Array], PyTree]:
-        """See :class:`jepa_vl.objectives.base.Objective`; aux: rows, the pairs in shared space."""
+        """See :class:`jepa_vl.objectives.base.Objective`; aux: rows, the pairs in shared space;
+        nothing is predicted."""
         del target, rng, ramp
         patches, words, word_valid = self._towers(params, frozen, batch)
         rows = self._rows(params, patches, words, word_valid)
@@ -142,7 +143,7 @@ class Contrastive(ReadsCaptions):
         metrics |= {f"logit_{name}": value for name, value in _scalars(params).items()}
         metrics["target_std/image"] = tower_spread(patches, jnp.ones(patches.shape[:2], bool))
         metrics["target_std/text"] = tower_spread(words, word_valid)
-        return total, metrics, {"rows": rows}
+        return total, metrics, {"rows": rows, "predicted": {}}
 
     def embed(self, params: PyTree, frozen: PyTree, batch: Batch) -> Rows:
         """Pairs in the shared space; the product of an image and a text is their cosine."""

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jepa_vl.config import Config
 from jepa_vl.models import cross_predictor, stack, vit
 from jepa_vl.objectives import losses
-from jepa_vl.objectives.base import Batch, register, rescale_init, tower_spread
+from jepa_vl.objectives.base import Batch, Predicted, register, rescale_init, tower_spread
 from jepa_vl.objectives.captions import CaptionTower, ReadsCaptions
 from jepa_vl.objectives.sides import TARGETS, Encode, Partial, Pure, Side, image_side, text_side
 from jepa_vl.shapes import Array, PyTree
@@ -88,11 +88,14 @@ class CrossModal(ReadsCaptions):
     def loss(
         self, params: PyTree, target: PyTree, frozen: PyTree, batch: Batch, rng: Array, ramp: Array
     ) -> tuple[Array, dict[str, Array], PyTree]:
-        """See :class:`jepa_vl.objectives.base.Objective`; aux: images, texts, the two sides."""
+        """See :class:`jepa_vl.objectives.base.Objective`; aux: images, texts, the two sides;
+        predicted."""
         del ramp
         images, texts = self.sides(params, target, frozen, batch, rng)
         captions = batch["caption_mask"].shape[1]
-        to_image, to_text = self.errors(params, self._repeat(images, captions), texts)
+        pairs = self._repeat(images, captions), texts
+        predictions = self.predictions(params, *pairs)
+        to_image, to_text = _errors(*predictions, *pairs)
         pair = batch["caption_mask"].reshape(-1) & jnp.any(texts.tgt_valid, axis=-1)
         parts = losses.masked_mean(to_image, pair), losses.masked_mean(to_text, pair)
         total = self._weigh(*parts)
@@ -104,7 +107,23 @@ class CrossModal(ReadsCaptions):
             "target_std/image": tower_spread(images.targets, images.tgt_valid),
             "target_std/text": tower_spread(texts.targets, texts.tgt_valid),
         }
-        return total, metrics, {"images": images, "texts": texts}
+        aux = {"images": images, "texts": texts}
+        return total, metrics, aux | {"predicted": self._predicted(predictions, pairs, pair)}
+
+    def _predicted(
+        self, predictions: tuple[Array, Array], pairs: tuple[Side, Side], pair: Array
+    ) -> dict[str, Predicted]:
+        """Of P = B * N pairs, ``pair`` bool [P] where they count, as of B images."""
+        c = self.config
+        weights = {"image": c.crossmodal.text_to_image, "text": c.crossmodal.image_to_text}
+        found = {}
+        for (name, weight), made, side in zip(weights.items(), predictions, pairs, strict=True):
+            distance = weight * losses.mse(made, side.targets)
+            arrays = Predicted(made, side.targets, pair[:, None] & side.tgt_valid, distance)
+            found[name] = jax.tree.map(
+                lambda x: x.reshape(-1, c.text.captions, *x.shape[1:]), arrays
+            )
+        return found
 
     def sides(
         self, params: PyTree, target: PyTree, frozen: PyTree, batch: Batch, rng: Array
@@ -141,11 +160,13 @@ class CrossModal(ReadsCaptions):
 
     def errors(self, params: PyTree, images: Side, texts: Side) -> tuple[Array, Array]:
         """Squared errors of P pairs, text to image and image to text: float32 [P] each."""
-        to_image = self._predict(params, "to_image", texts, images)
-        to_text = self._predict(params, "to_text", images, texts)
+        return _errors(*self.predictions(params, images, texts), images, texts)
+
+    def predictions(self, params: PyTree, images: Side, texts: Side) -> tuple[Array, Array]:
+        """What is asked for of P pairs, of the images and of the texts: [P, C, D] each."""
         return (
-            losses.row_mean(losses.mse(to_image, images.targets), images.tgt_valid),
-            losses.row_mean(losses.mse(to_text, texts.targets), texts.tgt_valid),
+            self._predict(params, "to_image", texts, images),
+            self._predict(params, "to_text", images, texts),
         )
 
     def energy(
@@ -207,6 +228,13 @@ def without_prior(energy: Array) -> Array:
     count = energy.shape[0]
     others = (jnp.sum(energy, axis=0) - energy) / jnp.maximum(count - 1, 1)
     return energy - others
+
+
+def _errors(to_image: Array, to_text: Array, images: Side, texts: Side) -> tuple[Array, Array]:
+    return (
+        losses.row_mean(losses.mse(to_image, images.targets), images.tgt_valid),
+        losses.row_mean(losses.mse(to_text, texts.targets), texts.tgt_valid),
+    )
 
 
 def _first(side: Side, rows: Side) -> Side:

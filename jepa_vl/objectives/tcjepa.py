@@ -9,7 +9,14 @@ from jepa_vl.config import Config, reads_text
 from jepa_vl.models import conditioner, predictor, stack, vit
 from jepa_vl.models.conditioner import Reading, Words
 from jepa_vl.objectives import anticollapse, captions, losses
-from jepa_vl.objectives.base import Batch, encode_targets, register, rescale_init, target_spread
+from jepa_vl.objectives.base import (
+    Batch,
+    Predicted,
+    encode_targets,
+    register,
+    rescale_init,
+    target_spread,
+)
 from jepa_vl.objectives.captions import ReadsCaptions
 from jepa_vl.shapes import Array, PyTree
 
@@ -71,7 +78,8 @@ class TCJepa(ReadsCaptions):
     def loss(
         self, params: PyTree, target: PyTree, frozen: PyTree, batch: Batch, rng: Array, ramp: Array
     ) -> tuple[Array, dict[str, Array], PyTree]:
-        """See :class:`jepa_vl.objectives.base.Objective`; aux: prediction, targets, reading."""
+        """See :class:`jepa_vl.objectives.base.Objective`; aux: prediction, targets, predicted
+        (the same, for diagnostics), reading."""
         ctx_valid, tgt_valid = batch.get("ctx_valid"), batch.get("tgt_valid")
         targets = encode_targets(
             self.encoder, target, batch["image"], batch["tgt_idx"], self.config.loss.target_norm
@@ -88,11 +96,13 @@ class TCJepa(ReadsCaptions):
             context, batch["ctx_idx"], batch["tgt_idx"], words, ctx_valid, tgt_valid,
         )  # fmt: skip
         prediction, reading = predicted
+        distances = {name: d(prediction, targets) for name, d in losses.DISTANCES.items()}
         apart = {
-            f"distance/{name}": losses.masked_mean(distance(prediction, targets), tgt_valid)
-            for name, distance in losses.DISTANCES.items()
+            f"distance/{name}": losses.masked_mean(distance, tgt_valid)
+            for name, distance in distances.items()
         }
-        predict = apart[f"distance/{self.config.loss.distance}"]
+        minimised = self.config.loss.distance
+        predict = apart[f"distance/{minimised}"]
         collapse, terms = anticollapse.penalty(self.config.anticollapse, stream, ctx_valid, rng)
         metrics = {"loss/predict": predict, "target_std": target_spread(targets)} | apart | terms
         total = predict + collapse
@@ -103,7 +113,9 @@ class TCJepa(ReadsCaptions):
             read_now = {**batch, "caption_mask": words.caption_mask}
             metrics |= reading_metrics(reading, read_now)
         metrics["loss"] = total
-        return total, metrics, {"prediction": prediction, "targets": targets, "reading": reading}
+        found = Predicted(prediction, targets, tgt_valid, distances[minimised])
+        aux = {"prediction": prediction, "targets": targets, "reading": reading}
+        return total, metrics, aux | {"predicted": {"image": found}}
 
     def regularise(
         self, reading: Reading, words: Words, token_valid: Array | None

@@ -12,6 +12,7 @@ from jepa_vl.models.layers import gather
 from jepa_vl.objectives import losses
 from jepa_vl.objectives.base import (
     Batch,
+    Predicted,
     as_targets,
     pick_blocks,
     register,
@@ -129,16 +130,19 @@ class TIJepa(ReadsCaptions):
     def loss(
         self, params: PyTree, target: PyTree, frozen: PyTree, batch: Batch, rng: Array, ramp: Array
     ) -> tuple[Array, dict[str, Array], PyTree]:
-        """See :class:`jepa_vl.objectives.base.Objective`; aux: prediction, targets."""
+        """See :class:`jepa_vl.objectives.base.Objective`; aux: prediction, targets, predicted."""
         del rng, ramp  # neither dropout nor regularisers
         full = self.image.all_patches(frozen, batch)
         visible = self.code.visible(self.image, frozen, batch, full)
         words, word_valid = self._words(frozen, batch)
         aux = self.predict(params, target, (visible, full), (words, word_valid), batch)
         distance = self.distance(aux["prediction"], aux["targets"])
-        total = losses.masked_mean(distance, batch.get("tgt_valid"))
+        valid = batch.get("tgt_valid")
+        total = losses.masked_mean(distance, valid)
+        found = Predicted(aux["prediction"], aux["targets"], valid, distance)
         metrics = {"loss": total, "loss/predict": total}
-        return total, metrics | {"target_std": target_spread(aux["targets"])}, aux
+        metrics["target_std"] = target_spread(aux["targets"])
+        return total, metrics, aux | {"predicted": {"image": found}}
 
     def predict(
         self,

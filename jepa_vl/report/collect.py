@@ -31,7 +31,15 @@ CURVES = {
         "anticollapse/variance", "anticollapse/covariance", "anticollapse/rank",
         "anticollapse/sigreg",
     ],
-    "RankMe of pooled features": ["rankme/target", "rankme/context"],
+    "RankMe of pooled features": ["rankme/target", "rankme/context", "rankme/predictor"],
+    "effective rank of centred features": [
+        "effective_rank/target", "effective_rank/context", "effective_rank/predictor",
+    ],
+    "spread of features over images (0: collapse)": ["std/target", "std/context", "std/predictor"],
+    "mean cosine of two images (1: collapse)": [
+        "cosine/target", "cosine/context", "cosine/predictor",
+    ],
+    "unexplained of the targets (1: as good as their mean)": ["unexplained", "unexplained/text"],
     "distance of encoder and target": ["ema_drift"],
     "gradient norm": ["grad_norm"],
     "gradient, regularisers / prediction": ["regulariser_gradient_ratio"],

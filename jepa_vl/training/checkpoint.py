@@ -148,7 +148,8 @@ class Checkpoints:
     def pin(self, step: int) -> None:
         """From now on a checkpoint is never deleted for its age."""
         self._pins.steps.add(step)
-        write_json(self.folder.with_name(PINS), sorted(self._pins.steps))
+        if jax.process_index() == 0:
+            write_json(self.folder.with_name(PINS), sorted(self._pins.steps))
 
     def delete_after(self, step: int) -> None:
         """Deletes all of later steps."""

@@ -3,6 +3,7 @@
 Computed on fixed held-out images, masks and captions, from step 0.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -19,9 +20,19 @@ from jepa_vl.evaluators import features, spectral
 from jepa_vl.objectives import Objective
 from jepa_vl.objectives.base import Batch
 from jepa_vl.shapes import Array, PyTree
-from jepa_vl.sharding import batch_sharding
+from jepa_vl.sharding import batch_sharding, replicated
+from jepa_vl.training import explained
 from jepa_vl.training.state import TrainState
 
+Measured = dict[str, Any]  # of a batch: loss, read and predicted
+READING = ("dead_share", "attention_entropy")
+MODALITIES = {"image": "", "text": "_text"}  # suffix of what is measured of their predictions
+OF_FEATURES = {
+    "rankme": spectral.rankme,
+    "effective_rank": spectral.effective_rank,
+    "std": spectral.spread,
+    "cosine": spectral.mean_cosine,
+}
 CAPTION_ARRAYS = ("word_ids", "word_states", "word_mask", "caption_mask")
 HOST_ONLY = ("label", "index", "position", "valid")
 
@@ -71,25 +82,34 @@ class Health:
         indices = np.arange(count) % len(held_out)
         self.batches = list(pipeline.eval_batches(config, held_out, indices, size, log))
 
-        def parts(params: PyTree, target: PyTree, frozen: PyTree, batch: Batch) -> Array:
-            """L_predict, and the regularisers at full ramp: float32 [2]."""
+        def parts(
+            params: PyTree, target: PyTree, frozen: PyTree, batch: Batch
+        ) -> tuple[Array, dict[str, Array], PyTree]:
+            """L_predict and the regularisers at full ramp, float32 [2]; metrics; aux."""
             key, ramp = jax.random.key(0), jnp.ones(())
-            loss, metrics, _ = objective.loss(params, target, frozen, batch, key, ramp)
-            return jnp.stack([metrics["loss/predict"], loss - metrics["loss/predict"]])
+            loss, metrics, aux = objective.loss(params, target, frozen, batch, key, ramp)
+            both = jnp.stack([metrics["loss/predict"], loss - metrics["loss/predict"]])
+            return both, metrics, aux
+
+        def measure(params: PyTree, target: PyTree, frozen: PyTree, batch: Batch) -> Measured:
+            both, metrics, aux = parts(params, target, frozen, batch)
+            read = {name: metrics[name] for name in READING if name in metrics}
+            found = {name: explained.summary(made) for name, made in aux["predicted"].items()}
+            return {"loss": both[0], "read": read, "predicted": found}
 
         # One backward pass to compile for both parts. (jit of jax.jacrev gives wrong numbers here:
         # XLA:CPU of jaxlib 0.10.2 miscompiles the backward pass over two cotangents.)
         def gradient_norm(
             params: PyTree, target: PyTree, frozen: PyTree, batch: Batch, weights: Array
         ) -> Array:
-            grad = jax.grad(lambda p: jnp.dot(weights, parts(p, target, frozen, batch)))(params)
+            grad = jax.grad(lambda p: jnp.dot(weights, parts(p, target, frozen, batch)[0]))(params)
             return optax.tree.norm(grad)
 
         def drift(params: PyTree, target: PyTree) -> Array:
             gap = jax.tree.map(jnp.subtract, objective.target_of(params), target)
             return optax.tree.norm(gap) / jnp.maximum(optax.tree.norm(target), 1e-12)
 
-        self._predict_loss = jax.jit(lambda *args: parts(*args)[0])
+        self._measure = jax.jit(measure, out_shardings=replicated(mesh))
         self._gradient_norm = jax.jit(gradient_norm)
         self._drift = jax.jit(drift)
 
@@ -106,10 +126,18 @@ class Health:
           what ``data.captions`` gives it: with shuffled the captions of the image that it is paired
           with, so that a gain above noise would mean that the pairing itself tells something; with
           random as many tokens of noise; with empty both sides are the same and the gain is 0.
+          ``text_gain_noise``: its standard error over images; absent where nothing is predicted.
+          ``dead_share``, ``attention_entropy`` (0 to 1): as in the step's metrics, of these images.
           ``regulariser_gradient_ratio``: norm of the regularisers' gradient at full ramp over that
-          of L_predict. ``rankme/target`` and ``rankme/context``: RankMe of pooled features
-          (n = ``rankme_images``) of either encoder. ``ema_drift``: relative distance between
-          encoder and target.
+          of L_predict. ``ema_drift``: relative distance between encoder and target.
+
+          For each branch, of features pooled by image (n = ``rankme_images``): ``rankme/BRANCH``,
+          ``effective_rank/BRANCH``, ``std/BRANCH``, ``cosine/BRANCH``, see
+          :mod:`jepa_vl.evaluators.spectral`. Branches are target and context, and predictor: what
+          it predicts of an image, pooled over its targets; of the cross-modal JEPA also
+          predictor_text, what it predicts of captions. ``unexplained``: see
+          :func:`explained.unexplained`; of captions ``unexplained/text``. The contrastive control
+          predicts nothing: of it there is neither.
         """
         online, target = self.objective.target_of(state.params), state.target
         encoders = {
@@ -122,27 +150,55 @@ class Health:
             pooled = {"target": [], "context": []}
             for batch in self.batches:
                 placed = whole_to_device(batch, self.mesh)
-                own.append(self._predict_loss(*weights, placed))
+                own.append(self._measure(*weights, placed))
                 if self.reads_text:
                     there = [name for name in CAPTION_ARRAYS if name in batch]
                     swapped = {name: np.roll(batch[name], 1, axis=0) for name in there}
                     swapped = placed | whole_to_device(swapped, self.mesh)
-                    other.append(self._predict_loss(*weights, swapped))
+                    other.append(self._measure(*weights, swapped))
                 for branch, encoder in encoders.items():
                     pooled[branch].append(np.asarray(self.encode(encoder, batch["image"])))
             if self.regularised:  # one chunk tells the order of magnitude
                 placed = whole_to_device(self.batches[0], self.mesh)
                 norms = [self._gradient_norm(*weights, placed, w) for w in np.eye(2)]
-            out: dict[str, Any] = {
-                "held_out_loss": float(np.mean([float(x) for x in own])),
-                "ema_drift": float(self._drift(state.params, target)),
-                "rankme_images": sum(len(x) for x in pooled["target"]),
-            }
-        for branch, parts in pooled.items():
-            out[f"rankme/{branch}"] = spectral.rankme(np.concatenate(parts))
+            drift = float(self._drift(state.params, target))
+        own, other = jax.device_get(own), jax.device_get(other)
+        out: dict[str, Any] = {"held_out_loss": _mean([x["loss"] for x in own])}
+        out |= {"ema_drift": drift, "rankme_images": sum(len(x) for x in pooled["target"])}
+        for name in own[0]["read"]:
+            out[name] = _mean([x["read"][name] for x in own])
+        for modality in own[0]["predicted"]:
+            parts = [x["predicted"][modality] for x in own]
+            suffix = MODALITIES[modality]
+            out[f"unexplained{suffix.replace('_', '/')}"] = explained.unexplained(parts)
+            pooled[f"predictor{suffix}"] = [part["pooled"] for part in parts]
+        for branch, features_of in pooled.items():
+            out |= _of_branch(branch, np.concatenate(features_of))
         if self.reads_text:
-            out["text_gain"] = float(np.mean([float(x) for x in other])) - out["held_out_loss"]
+            out |= _text_gain(own, other)
         if self.regularised:
             ratio = float(norms[1]) / max(float(norms[0]), 1e-12)
             out["regulariser_gradient_ratio"] = ratio
         return out
+
+
+def _mean(values: Sequence[Any]) -> float:
+    return float(np.mean([float(x) for x in values]))
+
+
+def _of_branch(branch: str, x: Array) -> dict[str, float]:
+    return {f"{name}/{branch}": measure(x) for name, measure in OF_FEATURES.items()}
+
+
+def _text_gain(own: Sequence[Measured], other: Sequence[Measured]) -> dict[str, float]:
+    """The gain and, where predictions tell the images apart, its standard error."""
+
+    def by_image(found: Sequence[Measured]) -> Array:
+        rows = [sum(made["distance"] for made in x["predicted"].values()) for x in found]
+        return np.concatenate(rows).astype(np.float64)
+
+    gain = _mean([x["loss"] for x in other]) - _mean([x["loss"] for x in own])
+    if not own[0]["predicted"]:
+        return {"text_gain": gain}
+    gap = by_image(other) - by_image(own)
+    return {"text_gain": gain, "text_gain_noise": float(gap.std() / len(gap) ** 0.5)}

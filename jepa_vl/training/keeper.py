@@ -243,19 +243,19 @@ class Keeper:
         Returns:
           Its step; 0: there is none, the run begins again.
         """
-        self.wait()
+        try:
+            self.wait()
+        except Exception as error:
+            self._failed(error, before)
         back = max((step for step in self._checkpoints.steps() if step <= before), default=0)
         self._checkpoints.delete_after(back)
         self.start = self.saved_as = back
         self.meta = self._checkpoints.describe(back)[1] if back else {}
         return back
 
-    def pin(self, before: int) -> int | None:
-        """Keeps the newest checkpoint up to a step for ever; its step, None if there is none."""
-        found = [step for step in self._checkpoints.steps() if step <= before]
-        if found and distributed.leads():
-            self._checkpoints.pin(found[-1])
-        return found[-1] if found else None
+    def pin(self, step: int) -> None:
+        """Keeps a checkpoint, which may be being written, for ever."""
+        self._checkpoints.pin(step)
 
     def best(self) -> tuple[int, float] | None:
         """See :meth:`Checkpoints.best`."""

@@ -17,6 +17,7 @@ from jepa_vl.training.checkpoint import SCORE, provenance
 from jepa_vl.training.console import Reporter
 from jepa_vl.training.events import Events
 from jepa_vl.training.goodput import Clock
+from jepa_vl.training.guard import Guard, Verdict
 from jepa_vl.training.health import Health, to_device
 from jepa_vl.training.keeper import Keeper
 from jepa_vl.training.lock import Lock
@@ -29,9 +30,9 @@ from jepa_vl.training.speed import Speed
 from jepa_vl.training.step import Metrics, make_step
 from jepa_vl.training.watchdog import Watchdog
 
-DONE, PREEMPTED, NOT_FINITE = 0, 3, 4
+DONE, PREEMPTED, STOPPED = 0, 3, 4
 REWIND = -1  # no exit code: the steps go on from an earlier checkpoint
-STATUS = {DONE: "done", PREEMPTED: "preempted", NOT_FINITE: "not finite"}
+STATUS = {DONE: "done", PREEMPTED: "preempted"}
 
 
 class Run:
@@ -97,6 +98,7 @@ class Run:
         read = None if self.knn is None else self.knn.reader.describe()
         distributed.require_same("images for evaluation", [self.health.indices(), read])
         self._open_writer()
+        self.guard, self.verdict = Guard(config, self.keeper, self.events), Verdict()
 
     def _take_state(self) -> None:
         """Of the checkpoint to go on from, or a new one; and the step that continues it."""
@@ -232,7 +234,9 @@ class Run:
         """
         with Watchdog(self.config.train.watchdog_minutes) as watchdog:
             if distributed.first_says(not self.writer.rows):
-                self.writer.write(0, self._examine(0))
+                found = self._examine(0)
+                self.writer.write(0, found)
+                self.guard.diagnosed(0, found)
             while True:
                 code = self._go_on(stop, profile, proof, watchdog)
                 if code != REWIND:
@@ -267,51 +271,46 @@ class Run:
                 found = self._examine(step)
                 rows.hold(step, metrics if logged else {}, more | found)
                 prove.step(step, self.state)
-                # One step late, so that no step waits for its own metrics.
-                failed = previous is not None and self._gave_up(previous)
-                previous = metrics
+                verdict = self.guard.diagnosed(step, found)
+                # One step late, so that no step waits for its own metrics; but for the last one.
+                if (previous and self._gave_up(previous)) or (
+                    step == self.total and self._gave_up(metrics)
+                ):
+                    verdict = self.guard.skipped(step)
+                self.verdict, previous = verdict, metrics
                 watchdog.alive()
                 self.keeper.check(step)
-                if failed and self._may_rewind():
+                if verdict.back is not None:
                     return REWIND
-                leaving = stop.reached(step) or failed
+                leaving = stop.reached(step) or verdict.ends
                 best = SCORE in found and config.checkpoint.keep_best > 0
-                if self.keeper.due(step) or best or leaving:
+                if self.keeper.due(step) or best or leaving or verdict.keep:
                     self._wait()
                     rows.write()
                     self.save(step, found.get(SCORE))
-                if failed:
-                    return NOT_FINITE
+                if verdict.keep:
+                    self.keeper.pin(step)
+                if verdict.ends:
+                    return STOPPED
                 if leaving and step < self.total:
                     return PREEMPTED
-        gave_up = previous is not None and self._gave_up(previous)
-        if gave_up:
-            return REWIND if self._may_rewind() else NOT_FINITE
         return DONE
 
     def _gave_up(self, metrics: Metrics) -> bool:
         with self.clock.part("step"):
             return jax.device_get(metrics["bad_in_a_row"]) >= self.config.train.max_bad_steps
 
-    def _may_rewind(self) -> bool:
-        return self.keeper.course.rewinds < self.config.train.max_rewinds
-
-    def _rewind(self, before: int | None = None, lr_scale: float = 1.0) -> None:
-        """Returns to the last good checkpoint; the images that follow those seen come next.
-
-        Args:
-          before: newest step that may be returned to; None: that before the skipped steps.
-          lr_scale: of the learning rate from now on.
-        """
+    def _rewind(self) -> None:
+        """Returns to the last good checkpoint; the images that follow those seen come next."""
         keeper, failed = self.keeper, self.done
-        before = failed - 1 - self.config.train.max_bad_steps if before is None else before
-        back = keeper.return_to(max(before, 0))
-        keeper.course = keeper.course.rewound(failed, back, lr_scale)
+        back = keeper.return_to(self.verdict.back or 0)
+        keeper.course = keeper.course.rewound(failed, back, self.verdict.lr_scale)
         self.clock.rewind(keeper.meta.get("spent", {}))
         self.writer.close()
         self.start = self.done = back
         self._take_state()
         self._open_writer()
+        self.guard = Guard(self.config, keeper, self.events)
         course = keeper.course
         self.events.tell(
             failed,
@@ -335,7 +334,7 @@ class Run:
         distributed.share_counts(self.faults)
         writer, c = self.writer, self.config
         out = {
-            "status": STATUS[code],
+            "status": STATUS.get(code, self.verdict.status),
             "objective": c.objective,
             "data": self.train_source.name,
             "seed": c.seed,
@@ -368,7 +367,7 @@ def train(config: Config, workdir: Path, profile: Window | None = None, proof: b
       proof: writes hashes of what each step sees and makes, see :mod:`.proof`.
 
     Returns:
-      The exit code: 0 done, 3 preempted and saved, 4 not finite for too long.
+      The exit code: 0 done, 3 preempted and saved, 4 diverged or collapsed.
 
     Raises:
       ConfigError: see :class:`Run`.

@@ -1,0 +1,31 @@
+"""The keys of the alarm, which judges the diagnostics of a run."""
+
+from dataclasses import dataclass
+
+from jepa_vl.schema_key import key
+
+ACTIONS = ("warn", "keep", "stop", "rewind")
+RULES = ("exploding", "std", "cosine", "rank", "prediction", "held out", "captions", "dead words")
+
+
+@dataclass(frozen=True)
+class HealthConfig:
+    """What happens when diagnostics (every ``log.diagnostics_every`` steps) tell of a collapse."""
+
+    action: str = key(
+        "warn",
+        "of the alarm: warn, keep (this step's checkpoint, for good), stop (save and leave) or "
+        "rewind (to the last checkpoint that was well, with a lower learning rate)",
+    )
+    patience: int = key(2, "diagnostics in a row that must be bad before the alarm is raised")
+    lull: int = key(
+        0,
+        "steps for which the predictor may do no better than the mean target, as every run does at "
+        "first; 0: half of the run",
+    )
+    mute: tuple = key(
+        (),
+        "rules that are not judged, of exploding, std, cosine, rank, prediction, held out, "
+        "captions, dead words",
+    )
+    rewind_lr: float = key(0.5, "rewind: factor on the learning rate from there on, below 1")
