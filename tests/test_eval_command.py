@@ -159,21 +159,20 @@ def test_other_images_are_measured_without_captions_and_written_where_asked(
 
 
 def test_lidar_needs_no_labels(workdir, pictures, tmp_path, capsys):
-    lines = (pictures / "captions.jsonl").read_text().splitlines()
-    bare = [{"image": str(pictures / json.loads(line)["image"])} for line in lines]
-    file = tmp_path / "bare.jsonl"
-    file.write_text("\n".join(json.dumps(line) for line in bare))
-    words = ["--config.data.kind=folder", f"--config.data.path={file}", "--config.eval.k=3"]
+    folder = shutil.copytree(pictures, tmp_path / "bare")
+    lines = [{"image": f"{i}.png"} for i in range(40)]
+    (folder / "captions.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    words = ["--config.data.kind=folder", f"--config.data.path={folder}", "--config.eval.k=3"]
     words += ["--config.data.holdout=0.4", "--name", "lidar", "--out", str(tmp_path / "out.json")]
     scores = []
-    for branch in ("target", "context", "target"):
+    for branch in ("target", "context"):
         command = ["eval", "--workdir", str(workdir), "--branch", branch, *words]
         assert main(command) == 0
         page = json.loads((tmp_path / "out.json").read_text())
         scores.append(score(page, "lidar", "lidar"))
         protocol = page["results"][0]["protocol"]
         assert protocol["branch"] == branch and 1 < protocol["n"] <= 16
-    assert 1 <= scores[0] == scores[2] != scores[1]
+    assert 1 <= min(scores) < max(scores) <= 32
     assert "held_out: " in capsys.readouterr().out
 
 

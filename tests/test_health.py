@@ -104,5 +104,6 @@ def test_one_device_finds_the_same_numbers_as_eight(compiled_and_found, quick_co
     one = Parts(tiny(**{"mesh.data": 1}), devices=1)
     found = one.health.run(one.state)
     assert found.keys() == compiled_and_found[1].keys()
+    rounding = 1e-6 * found["held_out_loss"]  # of the text gain, a difference of two such losses
     for name, value in compiled_and_found[1].items():
-        assert found[name] == pytest.approx(value, rel=1e-4, abs=2e-6), name
+        assert found[name] == pytest.approx(value, rel=1e-4, abs=rounding), name
