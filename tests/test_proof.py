@@ -88,6 +88,21 @@ def test_hashes_of_rows_add_up_over_hosts_and_change_with_everything_in_them():
     ).all()
 
 
+def test_parameters_are_compared_on_the_same_devices_only():
+    def rows(*starts):
+        for start, devices in starts:
+            yield {"start": start, "skipped": 0, "processes": 1, "devices": devices}
+            for step in range(start + 1, 5):
+                yield {"step": step, "sample_hash": "s", "param_hash": f"{devices}"}
+
+    assert table([*rows((0, 1), (2, 1))], {})[2] == 4
+    lines, differing, compared = table([*rows((0, 1), (2, 2), (3, 1), (3, 1))], {})
+    assert not differing and compared == 2 + 1 + (1 + 1)
+    assert [line.split()[5:] for line in lines[2:]] == [
+        ["2", "equal", "-", "-"], ["1", "equal", "-", "-"], ["1", "equal", "1", "equal", "-"],
+    ]  # fmt: skip
+
+
 def test_after_a_rewind_other_images_are_no_difference():
     rows = [
         {"start": 0, "skipped": 0, "processes": 1, "devices": 1},

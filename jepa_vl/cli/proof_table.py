@@ -9,6 +9,7 @@ from jepa_vl.cli.columns import columns
 from jepa_vl.config import ConfigError
 
 # A step, and how many batches the data was ahead of it: after a rewind it sees other images.
+SAMPLES = "sample_hash"
 Place = tuple[int, int]
 HEAD = ("start", "processes", "devices", "steps", "repeated", "samples", "parameters", "target")
 
@@ -44,13 +45,28 @@ def _read(option: str, folder: str) -> list[dict[str, Any]]:
 
 def _last(rows: Sequence[dict[str, Any]]) -> dict[Place, dict[str, Any]]:
     """The row of each step that counts: of repeated ones the last."""
-    return {(row["step"], start["skipped"]): row for start, steps in _starts(rows) for row in steps}
+    devices: tuple = ()
+    found = {}
+    for start, steps in _starts(rows):
+        devices = _moved(devices, start)
+        for row in steps:
+            found[row["step"], start["skipped"]] = row | {"devices": devices}
+    return found
+
+
+def _moved(devices: tuple, start: dict[str, Any]) -> tuple:
+    """The devices that a run has been on, one after the other, with those of one more start."""
+    now = (start["processes"], start["devices"])
+    return devices if devices and devices[-1] == now else (*devices, now)
 
 
 def table(
     rows: Sequence[dict[str, Any]], wanted: dict[Place, dict[str, Any]]
 ) -> tuple[list[str], list[str], int]:
     """One line a start of the run: which of its steps had been made before, and how they compare.
+
+    Samples must be the same on any devices. Parameters are compared where both were made on the
+    same devices from the first step on: sums over other devices round otherwise.
 
     Args:
       rows: of proof.jsonl.
@@ -61,10 +77,11 @@ def table(
     """
     from jepa_vl.training.proof import HASHES
 
-    seen, compared = dict(wanted), 0
+    seen, compared, devices = dict(wanted), 0, ()
     differing: list[str] = []
     out: list[tuple[str, ...]] = [HEAD]
     for start, steps in _starts(rows):
+        devices = _moved(devices, start)
         counts = {name: [0, 0] for name in HASHES}
         repeated = 0
         for row in steps:
@@ -72,13 +89,15 @@ def table(
             before = seen.get(place, {})
             repeated += bool(before)
             for name in HASHES:
-                if name in before and name in row:
+                if name not in before or name not in row:
+                    continue
+                if name == SAMPLES or before["devices"] == devices:
                     counts[name][before[name] == row[name]] += 1
                     if before[name] != row[name]:
                         differing.append(
                             f"step {row['step']}: {name} {before[name]} -> {row[name]}"
                         )
-            seen[place] = before | row
+            seen[place] = before | row | {"devices": devices}
         compared += sum(map(sum, counts.values()))
         span = f"{steps[0]['step']}-{steps[-1]['step']}" if steps else "-"
         told = [_told(*counts[name]) for name in HASHES]
