@@ -1,6 +1,7 @@
 """Pooled features of data sets, from any encoder."""
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -171,6 +172,17 @@ class Reader:
             name: {"name": x.name, "fingerprint": x.fingerprint, "images": len(indices) - len(bad)}
             for name, x, indices, bad in parts
         }
+
+    def data_hash(self) -> str:
+        """16 hex digits of the images of both parts, in their order.
+
+        After reading: of those that could be read.
+        """
+        digest = hashlib.sha256()
+        for source, indices, bad in zip(self.parts, self.indices, self._bad, strict=True):
+            used = [index for index in indices.tolist() if index not in bad]
+            digest.update(source.fingerprint.encode() + np.array(used, np.int64).tobytes())
+        return digest.hexdigest()[:16]
 
 
 def remember(extract: Extract) -> Extract:
