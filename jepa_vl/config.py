@@ -131,9 +131,15 @@ def _typed(name: str, value: Any, hint: type) -> Any:
         value = tuple(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         raise ConfigError(name, value, f"must be {hint.__name__}, not {type(value).__name__}")
-    if isinstance(value, tuple) and not all(isinstance(x, str | int | float) for x in value):
+    if isinstance(value, tuple) and not _plain(value):
         raise ConfigError(name, value, "holds words or numbers alone")
     return value
+
+
+def _plain(value: Any) -> bool:
+    if isinstance(value, tuple | list):
+        return all(map(_plain, value))
+    return isinstance(value, str | int | float)
 
 
 # Objects that are chosen by name and can be added to (the conditioner and its fusion, the distance,

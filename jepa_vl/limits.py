@@ -64,7 +64,7 @@ def check_representable(values: dict[str, Any]) -> None:
 
 
 def _why_not(item: Any) -> str:
-    if isinstance(item, bool):
+    if isinstance(item, bool | tuple | list):  # a tuple in a tuple: no key allows it
         return ""
     if isinstance(item, int):
         return "" if abs(item) <= INT32 else f"from -{INT32} to {INT32}"

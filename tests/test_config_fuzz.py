@@ -150,12 +150,12 @@ def fuzz(examples: int, traces: int) -> None:
         judge(case)
 
     run()
-    assert len(judge.known) > 5  # it is no test of refusals alone
+    assert len(judge.known) >= 6  # it is no test of refusals alone
 
 
 @pytest.mark.usefixtures("quick_compilation")
 def test_mutated_recipes_are_plans_or_clear_lines():
-    fuzz(examples=200, traces=8)
+    fuzz(examples=200, traces=6)
 
 
 @pytest.mark.slow

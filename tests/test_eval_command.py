@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jepa_vl.cli.eval_compare import unpack
 from jepa_vl.cli.main import main
 from jepa_vl.data import sources
 from jepa_vl.evaluators import REGISTRY
@@ -17,6 +18,8 @@ from jepa_vl.training.checkpoint import load
 from tests.test_cli import SPREAD, TINY, TRAIN, refused
 from tests.tiny import tiny
 
+OTHER_NUMBERS = r"^C$|_on$|_spread$|_images$"  # beside the accuracies of the held-out part
+KINDS = ("encoder", "untrained", "pixels")
 TRAINING = ("--config.eval.k=10", "--config.eval.train_images=64", "--config.train.steps=3")
 
 
@@ -42,8 +45,8 @@ def evaluate(workdir: Path, *words: str, file: str) -> dict:
 
 
 def score(page: dict, evaluator: str, name: str, kind: str = "encoder") -> float:
-    (found,) = [r for r in page["results"] if (r["evaluator"], r["features"]) == (evaluator, kind)]
-    return found["scores"][name]
+    (found,) = [r for r in page["results"] if (r["task"], r["features"]) == (evaluator, kind)]
+    return found["metrics"][name]
 
 
 @pytest.fixture(scope="module")
@@ -86,8 +89,8 @@ def test_every_other_objective_is_measured_through_the_encoder_that_its_loop_mea
 
 
 def test_trap_45_every_result_states_its_whole_protocol(newest):
-    measured = {(r["evaluator"], r["features"]) for r in newest["results"]}
-    assert measured == {(name, kind) for name in REGISTRY for kind in ("encoder", "pixels")}
+    measured = {(r["task"], r["features"]) for r in newest["results"]}
+    assert measured == {(name, kind) for name in REGISTRY for kind in KINDS}
     train, held_out = sources.open_sources(tiny())
     for result in newest["results"]:
         protocol = result["protocol"]
@@ -100,7 +103,7 @@ def test_trap_45_every_result_states_its_whole_protocol(newest):
             assert protocol[part] == {
                 "name": source.name, "fingerprint": source.fingerprint, "images": images
             }  # fmt: skip
-        if result["features"] == "encoder":
+        if result["features"] != "pixels":
             assert (protocol["branch"], protocol["layers"]) == ("target", 1)
         else:
             assert "branch" not in protocol
@@ -114,11 +117,102 @@ def test_the_table_shows_the_numbers_of_the_file(workdir, capsys):
     )
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "step 3, context encoder" and lines[-1].endswith("eval_3_context.json")
-    rows = {tuple(line.split()[:2]): line.split()[-1] for line in lines[3:-1]}
-    assert rows.keys() == {(r["evaluator"], name) for r in page["results"] for name in r["scores"]}
+    rows = {tuple(line.split()[:2]): line.split()[2] for line in lines[3:-2]}
+    assert rows.keys() == {(r["task"], name) for r in page["results"] for name in r["metrics"]}
     for (evaluator, name), text in rows.items():
         assert text == f"{score(page, evaluator, name):.4g}"
     assert {r["protocol"]["branch"] for r in page["results"]} == {"context"}
+
+
+def test_every_accuracy_has_an_interval_around_it_its_images_and_its_floors(newest):
+    untrained, pixels = (
+        {r["task"]: r["metrics"] for r in newest["results"] if r["features"] == kind}
+        for kind in KINDS[1:]
+    )
+    for result in newest["results"]:
+        accuracies = {name for name in result["metrics"] if not re.search(OTHER_NUMBERS, name)}
+        assert result["hits"].keys() == result["ci"].keys() == accuracies != set()
+        for name, (low, high) in result["ci"].items():
+            right = unpack(result["hits"][name])
+            assert right.mean() == pytest.approx(result["metrics"][name])
+            assert right.shape[1] == result["protocol"]["held_out"]["images"]
+            assert 0 <= low <= result["metrics"][name] <= high <= 1
+        floors = result["baselines"]
+        assert 0 < floors["majority"] < 1
+        if result["features"] == "encoder":
+            for kind, found in (("untrained", untrained), ("pixels", pixels)):
+                metrics = found[result["task"]]
+                assert floors[kind] == {name: metrics[name] for name in result["ci"]}
+
+
+def test_a_result_names_its_images_its_checkpoint_and_its_versions(workdir, newest):
+    assert all(re.fullmatch("[0-9a-f]{16}", newest[k]) for k in ("data_hash", "checkpoint_hash"))
+    assert newest["seed"] == 0 and "jax" in newest["versions"]
+    words = ("--name", "knn")
+    untrained = evaluate(workdir, *words, "--step", "0", file="eval_0_target.json")
+    other = evaluate(workdir, *words, "--seed", "1", file="eval_3_target.json")
+    fewer = evaluate(workdir, *words, "--config.eval.train_images=50", file="eval_3_target.json")
+    pages = (newest, untrained, other, fewer)
+    assert len({page["checkpoint_hash"] for page in pages}) == 2 and other["seed"] == 1
+    # Another seed draws the same images where all are taken.
+    same = {page["data_hash"] for page in pages[:3]}
+    assert len(same) == 1 and fewer["data_hash"] not in same
+
+
+def compared(capsys, first, second):
+    capsys.readouterr()
+    assert main(["eval", "compare", "--first", str(first), "--second", str(second)]) == 0
+    return capsys.readouterr().out.splitlines()
+
+
+def test_two_results_stand_side_by_side_with_a_paired_interval(workdir, newest, capsys, tmp_path):
+    files = [tmp_path / name for name in ("target.json", "context.json")]
+    for file, branch in zip(files, ("target", "context"), strict=True):
+        evaluate(
+            workdir, "--branch", branch, "--name", "knn,linear", "--json", str(file), file=file
+        )
+    lines = compared(capsys, *files)
+    assert "target encoder" in lines[0] and "context encoder" in lines[1]
+    pages = [json.loads(file.read_text()) for file in files]
+    for name in ("k10", "k20"):
+        (row,) = [line for line in lines if line.startswith("knn") and f" {name} " in line]
+        first, second = (score(page, "knn", name) for page in pages)
+        for text in (f"{first:.4g}", f"{second:.4g}", f"{second - first:+.4g}"):
+            assert f" {text} " in row
+    same = [line for line in compared(capsys, files[0], files[0]) if line.startswith("linear")]
+    assert same[0].endswith("+0  [0, 0]")
+
+
+def test_results_that_cannot_be_compared_are_refused_with_the_reason(workdir, capsys, tmp_path):
+    def result(name, *words):
+        file = tmp_path / f"{name}.json"
+        return evaluate(workdir, "--json", str(file), *words, file=file) and file
+
+    first = result("first", "--name", "knn")
+    page = json.loads(first.read_text())
+    (tmp_path / "old.json").write_text(json.dumps({"results": []}))
+    (tmp_path / "text.json").write_text("no JSON")
+    page["results"][0]["protocol"]["temperature"] = 0.1
+    (tmp_path / "cold.json").write_text(json.dumps(page))
+    del page["results"][0]["hits"], page["results"][0]["protocol"]
+    page["results"][0]["protocol"] = json.loads(first.read_text())["results"][0]["protocol"]
+    (tmp_path / "bare.json").write_text(json.dumps(page))
+    result("seed", "--name", "knn", "--seed", "1")
+    result("fewer", "--name", "knn", "--config.eval.val_images=9")
+    result("task", "--name", "linear")
+    for name, part in (
+        ("fewer", "other images were measured: 16 of shapes_world/val (seed 0) and 9 of"),
+        ("seed", "other protocol of knn: seed 0 and 1"),
+        ("task", "it has linear and not knn"),
+        ("cold", "other protocol of knn: temperature 0.07 and 0.1"),
+        ("bare", "cannot be compared image by image"),
+        ("old", "is no result of `jepa-vl eval`"),
+        ("text", "cannot be read"),
+        ("none", "cannot be read"),
+    ):
+        words = ("--first", str(first), "--second", str(tmp_path / f"{name}.json"))
+        capsys.readouterr()
+        assert part in refused(capsys, "eval", "compare", *words)
 
 
 def test_the_branches_are_one_encoder_before_training_and_two_after(workdir):
@@ -148,7 +242,7 @@ def test_other_images_are_measured_without_captions_and_written_where_asked(
     workdir, pictures, tmp_path
 ):
     out = tmp_path / "deep/er.json"
-    words = ["--config.data.kind=folder", f"--config.data.path={pictures}", "--out", str(out)]
+    words = ["--config.data.kind=folder", f"--config.data.path={pictures}", "--json", str(out)]
     words += ["--config.data.holdout=0.4", "--name", "linear", "--floor", "--config.eval.k=3"]
     assert main(["eval", "--workdir", str(workdir), *words]) == 0
     page = json.loads(out.read_text())
@@ -185,7 +279,8 @@ def test_lidar_needs_no_labels(workdir, pictures, tmp_path, capsys):
         (["--layers", "2"], "--layers = 2: at most 1"),
         (["--branch", "contest"], "did you mean 'context'?"),
         (["--name", "knn,liner"], "did you mean 'linear'?"),
-        (["--out", "."], "is a folder"),
+        (["--json", "."], "is a folder"),
+        (["--seed", "-1"], "--seed = '-1': a whole number"),
         (["--config.train.steps=9"], "eval reads the configuration of the run and takes --config"),
         (["--config.data.pth=x"], "did you mean data.path?"),
         (["--config.data.kind=tar"], "needs the folder"),

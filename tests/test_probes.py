@@ -9,8 +9,8 @@ import pytest
 from jepa_vl import objectives, sharding
 from jepa_vl.config import ConfigError
 from jepa_vl.data import sources
-from jepa_vl.evaluators import REGISTRY, features, fewshot, knn, linear
-from jepa_vl.evaluators.base import LABELLED, Features, read_by
+from jepa_vl.evaluators import REGISTRY, features, fewshot, intervals, knn, linear
+from jepa_vl.evaluators.base import LABELLED, Features, majority, read_by
 from jepa_vl.models import vit
 from jepa_vl.training import state as train_state
 from tests.tiny import tiny
@@ -33,6 +33,48 @@ def run(name: str, found: Features) -> dict[str, float]:
 
 
 PROBES = [name for name in REGISTRY if read_by(name) == LABELLED]
+
+
+@pytest.mark.parametrize("name", PROBES)
+def test_an_accuracy_is_the_mean_of_its_hits(name):
+    found = parts()
+    scores, hits = REGISTRY[name](tiny(), lambda _: found).measure(None)
+    assert MAIN[name] in hits and hits.keys() <= scores.keys()
+    for score, right in hits.items():
+        assert right.dtype == bool and right.shape == (3 if name == "fewshot" else 1, 90)
+        assert scores[score] == pytest.approx(right.mean(), abs=1e-12)
+
+
+def test_an_interval_is_as_wide_as_the_binomial_says_and_a_paired_one_narrower():
+    rng = np.random.default_rng(0)
+    first = rng.random(2000) < 0.7
+    second = np.where(rng.random(2000) < 0.05, ~first, first)  # agrees on 19 of 20
+    rows = np.array([first, second, second.astype(float) - first])
+    ends = np.array(intervals.intervals(rows))
+    means, widths = rows.mean(axis=1), ends[:, 1] - ends[:, 0]
+    assert np.all(ends[:, 0] <= means) and np.all(means <= ends[:, 1])
+    np.testing.assert_allclose(widths, 2 * 1.96 * rows.std(axis=1) / 2000**0.5, rtol=0.1)
+    assert widths[2] < 0.6 * widths[0]
+    np.testing.assert_array_equal(ends, intervals.intervals(rows))
+    np.testing.assert_array_equal(ends[:1], intervals.intervals(rows[:1]))
+
+
+def test_resamples_are_means_of_images_drawn_with_replacement():
+    values = np.eye(3)  # row i: how often image i was drawn, over 3
+    drawn = intervals.resampled(values)
+    assert drawn.shape == (intervals.RESAMPLES, 3)
+    np.testing.assert_allclose(drawn.sum(axis=1), 1.0)
+    assert set(np.round(drawn * 3).ravel()) == {0, 1, 2, 3}
+    np.testing.assert_allclose(drawn.mean(axis=0), 1 / 3, atol=0.03)
+
+
+def test_the_commonest_class_is_that_of_the_training_part():
+    found = Features(
+        np.zeros((5, 1)), np.array([2, 2, 1, 2, 0]), np.zeros((4, 1)), np.array([1, 1, 2, 0])
+    )
+    assert majority(found) == 0.25
+
+
 MAIN = {"knn": "k20", "linear": "accuracy", "fewshot": "10shot"}
 
 
@@ -248,6 +290,29 @@ def test_images_kept_in_memory_give_the_features_of_images_that_pass_through(mod
         np.testing.assert_array_equal(first, second)
         assert len(first) == (13 if name.startswith("train") else 16)  # padding is cut
     assert passing.describe()["train"]["images"] == 13
+
+
+def test_numbers_depend_neither_on_the_batch_nor_on_the_devices(model):
+    """Batches of 7 and 64 on one device, of 8 and 40 on eight, each with a ragged last one."""
+    config, encoder, params, mesh = model
+    found = {}
+    for batch, devices in ((7, 1), (64, 1), (8, 8), (40, 8)):
+        wide = mesh if devices == 1 else sharding.make_mesh(config.mesh)
+        sizes = dataclasses.replace(config.eval, batch_size=batch, train_images=61, val_images=45)
+        changed = dataclasses.replace(config, eval=sizes)
+        reader = features.Reader(changed, *sources.open_sources(changed))
+        weights = jax.device_put(params, sharding.replicated(wide))
+        encode = features.make_encode(encoder, wide)
+        extract = features.remember(lambda p, r=reader, e=encode: r.read(lambda x: e(p, x)))
+        scores = {name: REGISTRY[name](changed, extract).run(weights) for name in REGISTRY}
+        found[batch, devices] = extract(weights), scores, reader.data_hash()
+    (features_of, scores, name), *others = found.values()
+    for other in others:
+        for part in ("train", "held_out"):
+            np.testing.assert_allclose(
+                getattr(features_of, part), getattr(other[0], part), atol=1e-5
+            )
+        assert (other[1], other[2]) == (scores, name)
 
 
 def test_features_are_read_once_for_all_evaluators():

@@ -2,12 +2,17 @@
 
 import argparse
 import dataclasses
+import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from jepa_vl.cli import configs
 from jepa_vl.cli.columns import columns
+from jepa_vl.cli.eval_compare import interval, pack
 from jepa_vl.cli.numbers import whole
 from jepa_vl.cli.train import writable
 from jepa_vl.config import Config, ConfigError, config_hash, one_of
@@ -50,24 +55,31 @@ def run(args: argparse.Namespace, overrides: Sequence[configs.Override]) -> int:
     names = args.name.split(",") if args.name else list(REGISTRY)
     for name in names:
         one_of("--name", name, REGISTRY)
-    out = _out(args.out, workdir)
+    out = _out(args.json, workdir)
     from jepa_vl.training import checkpoint
     from jepa_vl.training.metrics import write_json
 
     trained, state, step = checkpoint.load(workdir.resolve(), step)
     config = configs.change(trained, overrides)
-    images = Images(config, names)
-    kinds = {"encoder": _encoder(config, state, images, branch, layers)}
+    # Of the images and of what the protocols draw; towers are those of the run's own seed.
+    seed = config.seed if args.seed is None else whole("--seed", args.seed, 0)
+    chosen = dataclasses.replace(config, seed=seed)
+    images = Images(chosen, names)
+    states = {"encoder": state}
+    if args.floor and step:
+        states["untrained"] = checkpoint.load(workdir.resolve(), 0)[1]
+    kinds = _encoders(config, states, images, branch, layers)
     if args.floor:
         kinds["pixels"] = _pixels(images)
     for kind in kinds.values():  # reads the images, which may be fewer than were drawn
         images.look(kind)
-    common = {"transform": TRANSFORM, "seed": config.seed, **images.describe()}
-    results = _measure(config, names, kinds, common)
+    common = {"transform": TRANSFORM, "seed": seed, **images.describe()}
+    results = _measure(chosen, names, kinds, common)
     meta = checkpoint.provenance(trained)
     page = {
         "workdir": workdir.resolve().name, "step": step, "branch": branch,
         "objective": trained.objective, "config_hash": config_hash(trained),
+        "checkpoint_hash": _checkpoint_hash(state), "data_hash": images.data_hash(), "seed": seed,
         "git": meta["git"], "versions": meta["versions"], "results": results,
     }  # fmt: skip
     of_layers = f"_{layers}layers" if layers > 1 else ""
@@ -82,8 +94,8 @@ def _out(given: str | None, workdir: Path) -> Path | None:
     """The file that was asked for; None: one in the workdir, whose name is not known yet."""
     out = Path(given).expanduser() if given else None
     if out is not None and out.is_dir():
-        raise ConfigError("--out", given, "is a folder; name the file")
-    writable("--out", str(out.parent if out else workdir))
+        raise ConfigError("--json", given, "is a folder; name the file")
+    writable("--json", str(out.parent if out else workdir))
     return out
 
 
@@ -123,6 +135,10 @@ class Images:
         if LABELLED in kind.read:
             kind.read[LABELLED](kind.params)
 
+    def data_hash(self) -> str:
+        """16 hex digits of the labelled images, 16 of those that views are made of."""
+        return "".join(part.data_hash() for part in (self.reader, self.views) if part is not None)
+
     def describe(self) -> dict[str, Any]:
         """Which images these are."""
         if self.reader is not None:
@@ -130,7 +146,10 @@ class Images:
         return self.views.describe() if self.views is not None else {}
 
 
-def _encoder(config: Config, state: Any, read: Images, branch: str, layers: int) -> Kind:
+def _encoders(
+    config: Config, states: dict[str, Any], read: Images, branch: str, layers: int
+) -> dict[str, Kind]:
+    """The encoder of each state, compiled once."""
     import jax
 
     from jepa_vl import objectives, sharding
@@ -142,13 +161,16 @@ def _encoder(config: Config, state: Any, read: Images, branch: str, layers: int)
     most = objective.encoder.depth if isinstance(objective.encoder, ViT) else 1
     if layers > most:
         raise ConfigError("--layers", layers, f"at most {most}, the blocks that can be read")
-    weights = {"target": state.target, "context": objective.target_of(state.params)}[branch]
     mesh = sharding.make_mesh(MeshConfig(), jax.local_devices()[:1])
-    params = objective.encoder_params(weights, sharding.place(objective.load_frozen(), mesh))
+    frozen = sharding.place(objective.load_frozen(), mesh)
     encode = features.make_encode(objective.encoder, mesh, layers)
     pooling = f"{POOLING}, {objective.encoder.FEATURES}"
     protocol = {"branch": branch, "layers": layers, "pooling": pooling}
-    return Kind(read.readers(encode), params, protocol)
+    readers, kinds = read.readers(encode), {}
+    for name, state in states.items():
+        weights = {"target": state.target, "context": objective.target_of(state.params)}[branch]
+        kinds[name] = Kind(readers, objective.encoder_params(weights, frozen), protocol)
+    return kinds
 
 
 def _pixels(read: Images) -> Kind:
@@ -161,17 +183,44 @@ def _pixels(read: Images) -> Kind:
 def _measure(
     config: Config, names: Sequence[str], kinds: dict[str, Kind], common: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    """One result for each kind of features and protocol, its whole protocol beside it."""
-    from jepa_vl.evaluators.base import REGISTRY, read_by
+    """One result for each kind of features and task, its whole protocol beside it.
+
+    The encoder's have the numbers of the other kinds as baselines.
+    """
+    from jepa_vl.evaluators.base import LABELLED, REGISTRY, majority, read_by
+    from jepa_vl.evaluators.intervals import WORDS, intervals
 
     results = []
     for name, kind in kinds.items():
-        for chosen in names:
-            evaluator = REGISTRY[chosen](config, kind.read[read_by(chosen)])
-            result = {"evaluator": chosen, "features": name, "scores": evaluator.run(kind.params)}
+        for task in names:
+            evaluator = REGISTRY[task](config, kind.read[read_by(task)])
+            scores, hits = evaluator.measure(kind.params)
+            result = {"task": task, "features": name, "metrics": scores, "baselines": {}}
             protocol = {**common, **kind.protocol, **evaluator.protocol}
+            if read_by(task) == LABELLED:
+                result["baselines"]["majority"] = majority(kind.read[LABELLED](kind.params))
+                protocol["interval"] = WORDS
+            images = [right.mean(axis=0) for right in hits.values()]
+            ci = intervals(np.array(images)) if images else []
+            result |= {"ci": dict(zip(hits, ci, strict=True))}
+            result |= {"hits": {score: pack(right) for score, right in hits.items()}}
             results.append({**result, "protocol": protocol})
+    for result in results[: len(names)]:
+        result["baselines"] |= {
+            other["features"]: {score: other["metrics"][score] for score in other["metrics"]}
+            for other in results[len(names) :]
+            if other["task"] == result["task"]
+        }
     return results
+
+
+def _checkpoint_hash(state: Any) -> str:
+    """16 hex digits of the checksums of all arrays, as the checkpoint has them."""
+    from jepa_vl.training.checkpoint import FIELDS
+    from jepa_vl.training.checksum import checksums
+
+    found = checksums({name: getattr(state, name) for name in FIELDS})
+    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _without_text(config: Config) -> Config:
@@ -183,18 +232,25 @@ def _without_text(config: Config) -> Config:
 def _table(results: list[dict[str, Any]]) -> list[str]:
     """Lines: the images, then one row a number with a column for each kind of features."""
     kinds = list(dict.fromkeys(result["features"] for result in results))
-    rows: dict[tuple[str, str], dict[str, float]] = {}
+    rows: dict[tuple[str, str], dict[str, str]] = {}
     for result in results:
-        for score, value in result["scores"].items():
-            rows.setdefault((result["evaluator"], score), {})[result["features"]] = value
+        for score, value in result["metrics"].items():
+            cells = rows.setdefault((result["task"], score), {})
+            cells[result["features"]] = f"{value:.4g}"
+            if result["features"] == kinds[0] and score in result["ci"]:
+                cells["interval"] = interval(*result["ci"][score])
+    heads = [kinds[0], "interval", *kinds[1:]]
     numbers = [
-        (name, score, *(f"{values[kind]:.4g}" if kind in values else "" for kind in kinds))
-        for (name, score), values in rows.items()
+        (name, score, *(cells.get(head, "") for head in heads))
+        for (name, score), cells in rows.items()
     ]
     of = results[0]["protocol"]
     there = [part for part in PARTS if part in of]
     images = [f"{part}: {of[part]['images']} images of {of[part]['name']}" for part in there]
     classes = [f"{of['classes']} classes"] if "classes" in of else []
-    head = ", ".join([*images, *classes, f"seed {of['seed']}"])
-    lines = [("protocol", "number", *kinds), *numbers]
-    return [head, *columns(lines, tuple(range(2, 2 + len(kinds))))]
+    floor = results[0]["baselines"].get("majority")
+    commonest = [] if floor is None else [f"most frequent class {floor:.4g}"]
+    head = ", ".join([*images, *classes, f"seed {of['seed']}", *commonest])
+    words = [f"({of['interval']})"] if "interval" in of else []
+    lines = [("task", "number", *heads), *numbers]
+    return [head, *columns(lines, tuple(range(2, 2 + len(heads)))), *words]

@@ -35,6 +35,9 @@ SHAPES = {  # what the option's value stands for, and its help
     "--name": ("NAMES", ""),
     "--layers": ("N", ""),
     "--floor": ("", ""),  # a switch
+    "--seed": ("N", ""),
+    "--first": ("FILE", "a file that `jepa-vl eval` wrote"),
+    "--second": ("FILE", "another one"),
     "--json": ("FILE", ""),
     "--against": ("FOLDER@N", "FOLDER: its newest; FOLDER@N: of step N; @N: of the same workdir"),
     "--dtype": ("DTYPE", ""),
@@ -176,7 +179,8 @@ VERBS = {
         "linear   logistic regression; its L2 is chosen within the training part\n"
         "fewshot  ridge regression from 5, 10 and 25 images a class\n\n"
         "--step 0 measures the same network untrained. Prints a table and writes JSON, the whole\n"
-        "protocol beside each number. --config.data.* and --config.eval.* change the images, e.g.\n"
+        "protocol beside each number, with intervals and the images that were right.\n"
+        "--config.data.* and --config.eval.* change the images, e.g.\n"
         "--config.data.kind=folder --config.data.path=DIR --config.eval.train_images=50000.",
         "jepa-vl eval --workdir runs/quickstart --floor",
         overrides=("data.", "eval."),
@@ -185,8 +189,19 @@ VERBS = {
         branch="target (default), the EMA encoder, or context, the trained one",
         name="protocols, separated by commas (default: all)",
         layers="features of this many last blocks, side by side (default: 1)",
-        floor="also measure raw pixels, 16 x 16, by the same protocols",
-        out="file to write (default: eval_STEP_BRANCH.json in the workdir)",
+        floor="also the untrained network and raw pixels, 16 x 16, by the same protocols",
+        seed="of the images and the draws of protocols (default: the run's)",
+        json="file to write (default: eval_STEP_BRANCH.json in the workdir)",
+    ),
+    "eval compare": Verb(
+        "two results of eval side by side",
+        "Prints the accuracies of both and their difference, with intervals by the bootstrap.\n"
+        "That of the difference is paired: it needs the same images and the same protocol, else\n"
+        "one line says what differs. For runs of other seeds give `eval` the same --seed.",
+        "jepa-vl eval compare --first runs/a/eval_1000_target.json "
+        "--second runs/b/eval_1000_target.json",
+        first="",
+        second="",
     ),
     "checkpoint ls": Verb(
         "list the checkpoints of a run",

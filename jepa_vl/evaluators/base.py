@@ -6,7 +6,7 @@ calls them chooses the parameters (the branch, the step) and says how features c
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 
@@ -36,6 +36,19 @@ ViewsOf = Callable[[PyTree], Array]
 LABELLED, VIEWS = "labelled", "views"
 
 
+class Measured(NamedTuple):
+    """What a protocol found.
+
+    Attributes:
+      scores: numbers by name; accuracies lie in [0, 1] and are of the held-out part.
+      hits: of each accuracy, which held-out images were right in which draw of the training part:
+        bool [draws, m], whose mean it is.
+    """
+
+    scores: dict[str, float]
+    hits: dict[str, Array]
+
+
 class Evaluator(Protocol):
     """One protocol. Deterministic: the same features give the same numbers.
 
@@ -47,9 +60,25 @@ class Evaluator(Protocol):
     reads: ClassVar[str] = LABELLED
     protocol: dict[str, Any]
 
-    def run(self, params: PyTree) -> dict[str, float]:
-        """Numbers by name; accuracies lie in [0, 1] and are of the held-out part."""
+    def measure(self, params: PyTree) -> Measured:
+        """Numbers, and the images that they are made of."""
         ...
+
+    def run(self, params: PyTree) -> dict[str, float]:
+        """The numbers alone."""
+        ...
+
+
+class Measures:
+    """What evaluators share: numbers are those of :meth:`measure`."""
+
+    def measure(self, params: PyTree) -> Measured:
+        """See :class:`Evaluator`."""
+        raise NotImplementedError
+
+    def run(self, params: PyTree) -> dict[str, float]:
+        """See :class:`Evaluator`."""
+        return self.measure(params).scores
 
 
 REGISTRY: dict[str, Callable[[Config, Any], Evaluator]] = {}
@@ -68,6 +97,12 @@ def register(name: str) -> Callable[[type], type]:
 def read_by(name: str) -> str:
     """What the evaluator of a name reads: LABELLED or VIEWS."""
     return getattr(REGISTRY[name], "reads", LABELLED)
+
+
+def majority(found: Features) -> float:
+    """Accuracy on the held-out part of the class that the training part has most of."""
+    commonest = np.bincount(found.train_labels).argmax()
+    return float(np.mean(found.held_out_labels == commonest))
 
 
 def accuracy(found: Array, labels: Array) -> float:

@@ -1,6 +1,7 @@
 """Pooled features of data sets, from any encoder."""
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -177,6 +178,24 @@ class Reader:
             for name, x, indices, bad in parts
         }
 
+    def data_hash(self) -> str:
+        """16 hex digits of the images of both parts, in their order.
+
+        After reading: of those that could be read.
+        """
+        used = [
+            [index for index in indices.tolist() if index not in bad]
+            for indices, bad in zip(self.indices, self._bad, strict=True)
+        ]
+        return _data_hash(zip(self.parts, used, strict=True))
+
+
+def _data_hash(parts: Iterable[tuple[Source, list[int]]]) -> str:
+    digest = hashlib.sha256()
+    for source, indices in parts:
+        digest.update(source.fingerprint.encode() + np.array(indices, np.int64).tobytes())
+    return digest.hexdigest()[:16]
+
 
 class Views:
     """Random crops of held-out images, as training makes them; labels are not needed."""
@@ -223,6 +242,10 @@ class Views:
             return [self.element.crop(record, np.random.default_rng(seed)) for seed in seeds]
         except faults.BadSample:
             return []
+
+    def data_hash(self) -> str:
+        """16 hex digits of the images, in their order."""
+        return _data_hash([(self.source, self.indices)])
 
     def describe(self) -> dict[str, Any]:
         """Which images these are."""

@@ -3,7 +3,7 @@
 import numpy as np
 
 from jepa_vl.config import Config, ConfigError
-from jepa_vl.evaluators.base import Extract, Features, accuracy, register
+from jepa_vl.evaluators.base import Extract, Features, Measured, Measures, register
 from jepa_vl.evaluators.features import standardise
 from jepa_vl.shapes import Array, PyTree
 
@@ -55,7 +55,7 @@ def draw(labels: Array, shots: int, rng: np.random.Generator) -> Array:
 
 
 @register("fewshot")
-class FewShot:
+class FewShot(Measures):
     """Ridge regression onto one-hot labels, from 5, 10 and 25 images a class, three draws each."""
 
     def __init__(self, config: Config, extract: Extract):
@@ -70,7 +70,7 @@ class FewShot:
             "spread": "standard deviation over draws (n - 1)",
         }
 
-    def run(self, params: PyTree) -> dict[str, float]:
+    def measure(self, params: PyTree) -> Measured:
         """For S shots ``Sshot``, its ``_spread``, ``_l2_1024`` (at big_vision's) and ``_images``.
 
         ``Sshot_images`` is the number of images learnt from, smaller than S times the number of
@@ -85,28 +85,30 @@ class FewShot:
             rule = f"few-shot accuracy needs {SHOTS[0]} labelled training images of a class"
             raise ConfigError("eval.train_images", len(found.train), rule)
         out: dict[str, float] = {}
+        hits: dict[str, Array] = {}
         for shots in SHOTS:
             if shots > largest:
                 continue
             rngs = [np.random.default_rng([self.seed, number]) for number in range(DRAWS)]
             drawn = [draw(found.train_labels, shots, rng) for rng in rngs]
-            scores = np.array([_score(found, index) for index in drawn])
+            right = np.array([_hits(found, index) for index in drawn])
+            hits[f"{shots}shot"], hits[f"{shots}shot_l2_1024"] = right[:, 0], right[:, 1]
+            scores = right.mean(axis=2)
             out[f"{shots}shot"] = float(scores[:, 0].mean())
             out[f"{shots}shot_spread"] = float(scores[:, 0].std(ddof=1))
             out[f"{shots}shot_l2_1024"] = float(scores[:, 1].mean())
             out[f"{shots}shot_images"] = len(drawn[0])
-        return out
+        return Measured(out, hits)
 
 
-def _score(found: Features, index: Array) -> tuple[float, float]:
-    """Accuracies of a draw: with the chosen l2, and with the fixed one."""
+def _hits(found: Features, index: Array) -> tuple[Array, Array]:
+    """Held-out images that a draw got right, bool [m]: with the chosen l2, with the fixed one."""
     x, held_out = standardise(found.train[index], found.held_out)
     names, labels = np.unique(found.train_labels[index], return_inverse=True)
     ridge = Ridge(x, np.eye(len(names))[labels])
     chosen = min(STRENGTHS, key=ridge.left_out)
 
-    def score(l2: float) -> float:
-        said = names[ridge.predict(held_out, l2).argmax(axis=1)]
-        return accuracy(said, found.held_out_labels)
+    def right(l2: float) -> Array:
+        return names[ridge.predict(held_out, l2).argmax(axis=1)] == found.held_out_labels
 
-    return score(chosen), score(FIXED)
+    return right(chosen), right(FIXED)

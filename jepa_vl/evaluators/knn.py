@@ -8,7 +8,7 @@ from jepa_vl.config import Config, ConfigError
 from jepa_vl.data.faults import Log
 from jepa_vl.data.sources import Source
 from jepa_vl.evaluators import features
-from jepa_vl.evaluators.base import Extract, Features, accuracy, register
+from jepa_vl.evaluators.base import Extract, Features, Measured, Measures, accuracy, register
 from jepa_vl.shapes import Array, PyTree
 
 NEIGHBOURS = (10, 20, 100, 200)  # DINO's; 20 is the one that is quoted
@@ -58,7 +58,7 @@ def _vote(labels: Array, weight: Array, classes: int) -> Array:
 
 
 @register("knn")
-class Knn:
+class Knn(Measures):
     """kNN accuracy of the held-out part by DINO's protocol, which searches the training part."""
 
     def __init__(self, config: Config, extract: Extract):
@@ -67,7 +67,7 @@ class Knn:
         self.extract = extract
         self.protocol = {"normalisation": "unit length", "temperature": TEMPERATURE}
 
-    def run(self, params: PyTree) -> dict[str, float]:
+    def measure(self, params: PyTree) -> Measured:
         """``k10`` to ``k200``; a k beyond the number of training images is left out.
 
         Raises:
@@ -79,10 +79,11 @@ class Knn:
             rule = f"kNN needs {NEIGHBOURS[0]} labelled training images or more"
             raise ConfigError("eval.train_images", len(found.train), rule)
         labels = classify(found.train, found.train_labels, found.held_out, possible, TEMPERATURE)
-        return {
-            f"k{k}": accuracy(row, found.held_out_labels)
+        hits = {
+            f"k{k}": (row == found.held_out_labels)[None]
             for k, row in zip(possible, labels, strict=True)
         }
+        return Measured({name: float(right.mean()) for name, right in hits.items()}, hits)
 
 
 class OnlineKnn:

@@ -6,7 +6,7 @@ import numpy as np
 from scipy.optimize import minimize
 
 from jepa_vl.config import Config, ConfigError
-from jepa_vl.evaluators.base import Extract, accuracy, register
+from jepa_vl.evaluators.base import Extract, Measured, Measures, accuracy, register
 from jepa_vl.evaluators.features import standardise
 from jepa_vl.shapes import Array, PyTree
 
@@ -120,7 +120,7 @@ def choose(x: Array, labels: Array, classes: int, seed: int) -> tuple[float, flo
 
 
 @register("linear")
-class Linear:
+class Linear(Measures):
     """Multinomial logistic regression; the strength of L2 is chosen within the training part."""
 
     def __init__(self, config: Config, extract: Extract):
@@ -133,7 +133,7 @@ class Linear:
             "chosen_on": f"{HELD:.0%} of the training part, stratified; then refitted on all of it",
         }
 
-    def run(self, params: PyTree) -> dict[str, float]:
+    def measure(self, params: PyTree) -> Measured:
         """``accuracy``; ``C``, the inverse strength chosen, and ``accuracy_chosen_on`` there.
 
         Raises:
@@ -144,9 +144,6 @@ class Linear:
         names, labels = np.unique(found.train_labels, return_inverse=True)
         c, inner = choose(x, labels, len(names), self.seed)
         weights = fit(x, labels, len(names), c)
-        said = names[predict(weights, held_out, len(names))]
-        return {
-            "accuracy": accuracy(said, found.held_out_labels),
-            "C": c,
-            "accuracy_chosen_on": inner,
-        }
+        right = names[predict(weights, held_out, len(names))] == found.held_out_labels
+        scores = {"accuracy": float(right.mean()), "C": c, "accuracy_chosen_on": inner}
+        return Measured(scores, {"accuracy": right[None]})
