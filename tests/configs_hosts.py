@@ -41,7 +41,7 @@ def watch(notes: Path, process: str) -> None:
         if process == struck and step == int(at) and not (notes / "struck").exists():
             (notes / "struck").touch()
             if number == "SIGKILL":
-                self.checkpoints.wait()  # of this process; process 0 makes the whole of it
+                self.keeper.wait()  # of this process; process 0 makes the whole of it
                 while not (self.workdir / "checkpoints" / "4").exists():
                     time.sleep(0.05)
             os.kill(os.getpid(), signal.Signals[number])

@@ -88,7 +88,7 @@ from jepa_vl.training.loop import Run
 
 def killed(self, step):
     if step == int(sys.argv[1]):
-        self.checkpoints.wait()
+        self.keeper.wait()
         time.sleep(1.5)  # work of two steps, which the checkpoint of step 3 does not hold
         os.kill(os.getpid(), signal.SIGKILL)
     return {}

@@ -124,6 +124,9 @@ def assert_same_end(a: Path, b: Path) -> None:
     flat = tree.flatten(right)
     for name, leaf in tree.flatten(left).items():
         x, y = np.asarray(leaf, np.float64), np.asarray(flat[name], np.float64)
+        if name == "recent":  # NaN where there has been no loss yet
+            np.testing.assert_array_equal(np.isnan(x), np.isnan(y))
+            x, y = np.nan_to_num(x), np.nan_to_num(y)
         if name.endswith("/k/bias"):  # softmax does not see it: its gradient is rounding alone
             assert max(np.abs(x).max(), np.abs(y).max()) < 1e-6, name
         else:
@@ -232,7 +235,7 @@ def test_sigterm_to_one_stops_all_after_the_same_step_and_one_process_goes_on(wo
         np.testing.assert_array_equal(np.asarray(state[name]), np.asarray(leaf), err_msg=name)
     with pipeline.make_batches(run.config, run.train_source, run.start, *run.part) as stream:
         assert next(stream)["position"].tolist() == list(range(step * 8, step * 8 + 8))
-    run.checkpoints.close()
+    run.keeper.close()
     run.writer.close()
 
 

@@ -38,7 +38,7 @@ def test_another_batch_goes_on_at_the_same_image_and_refuses_what_does_not_fit(
 
     def killed(self, step):
         if step == 5:
-            self.checkpoints.wait()
+            self.keeper.wait()
             raise KeyboardInterrupt
         return examine(self, step)
 

@@ -240,7 +240,13 @@ def test_a_run_keeps_and_names_the_best_checkpoint_by_the_online_evaluation(
 ):
     scores = iter([0.1, 0.2, 0.9, 0.4, 0.3])
     monkeypatch.setattr(loop.OnlineKnn, "run", lambda self, weights: {"knn": next(scores)})
-    values = {"checkpoint.every": 3, "eval.every": 2, "train.steps": 8, "checkpoint.keep_last": 1}
+    values = {
+        "checkpoint.every": 3,
+        "eval.every": 2,
+        "train.steps": 8,
+        "checkpoint.keep_last": 1,
+        "checkpoint.keep_best": 1,
+    }
     values |= {"log.progress": "lines", "train.compile_cache": compilations}
     assert loop.train(tiny(objective="ijepa", **values), tmp_path) == loop.DONE
     told = json.loads((tmp_path / "result.json").read_text())["best"]

@@ -20,6 +20,7 @@ from jepa_vl import objectives, sharding, tree
 from jepa_vl.cli.main import main
 from jepa_vl.config import from_dict, to_dict
 from jepa_vl.data import pipeline, sources
+from jepa_vl.schema import CheckpointConfig
 from jepa_vl.training import checkpoint, inspect, rebatch, stored
 from jepa_vl.training import state as train_state
 from jepa_vl.training.checksum import checksums, on_host
@@ -67,7 +68,7 @@ def moved(state, step):
 
 
 def save(states, workdir, data, meta):
-    writer = checkpoint.Checkpoints(workdir, keep_last=2)
+    writer = checkpoint.Checkpoints(workdir, CheckpointConfig(keep_last=2))
     for step, state in states.items():
         writer.save(state, step, data, meta)
     writer.close()

@@ -59,7 +59,12 @@ def test_an_arm_is_the_quickstarts_recipe_but_for_what_it_names(arm):
 
     quickstart, own = values(rsicd.FILE["QUICKSTART"], "data=tar"), values(rsicd.FILE, "arm=own")
     given = {"text.captions", "train.steps", "log.diagnostics_every", "checkpoint.every"}
-    derived = {"optim.warmup_steps", "loss.ramp_steps", "eval.every"}  # from the steps
+    derived = {
+        "optim.warmup_steps",
+        "loss.ramp_steps",
+        "eval.every",
+        "health.lull",
+    }  # from the steps
     assert {key for key in own if own[key] != quickstart[key]} == given | derived
     found = values(rsicd.FILE, f"arm={arm}")
     # What an objective without captions derives.

@@ -190,9 +190,13 @@ class Keeper:
             self._error = error
         if distributed.any_says(self._error is not None):
             self._failed(self._error or RuntimeError("in another process"), step)
-        elif whole and self._failing is not None:
+        elif whole:
+            self._recovered(step)
+
+    def _recovered(self, step: int) -> None:
+        if self._failing is not None:
             self.say(f"step {step}: checkpoints can be written again")
-            self._failing, self._pause = None, FIRST_PAUSE
+        self._failing, self._pause = None, FIRST_PAUSE
 
     def _failed(self, error: Exception, step: int) -> None:
         now = time.monotonic()
@@ -231,7 +235,7 @@ class Keeper:
             except Exception as error:
                 self._error = error
             if not distributed.any_says(self._error is not None):
-                return
+                return self._recovered(step)
             self._failed(self._error or RuntimeError("in another process"), step)
             while time.monotonic() < self._try_at:
                 time.sleep(0.1)
