@@ -17,7 +17,14 @@ from jepa_vl.errors import ConfigError as ConfigError
 from jepa_vl.errors import at_least, divides
 from jepa_vl.errors import one_of as one_of
 from jepa_vl.kinds import check_data
-from jepa_vl.limits import SMALLEST, check_limits, check_representable
+from jepa_vl.limits import (
+    AT_LEAST_1,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SMALLEST,
+    check_limits,
+    check_representable,
+)
 from jepa_vl.methods import (
     CHECKS,
     CONDITIONED,
@@ -163,31 +170,6 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "log.progress": ("auto", "lines", "off"),
     "health.action": ACTIONS,
 }
-AT_LEAST_1 = (
-    "data.train_size", "data.prefetch", "data.threads", "data.max_pixels",
-    "text.captions", "text.words", "text.width", "text.heads",
-    "crossmodal.energy_masks", "contrastive.width",
-    "encoder.mlp_width", "masks.target_blocks", "optim.warmup_steps",
-    "loss.ramp_steps", "loss.contrast_images",
-    "train.batch_size", "train.micro_batches", "train.max_bad_steps",
-    "checkpoint.every", "checkpoint.keep_last", "log.proof_every",
-    "log.every", "log.diagnostics_every", "log.diagnostics_images",
-    "health.patience", "health.lull",
-    "eval.every", "eval.k", "eval.train_images", "eval.val_images", "eval.batch_size",
-)  # fmt: skip
-NOT_NEGATIVE = (
-    "data.workers", "text.depth", "checkpoint.keep_every",
-    "checkpoint.keep_best", "checkpoint.every_minutes", "checkpoint.patience_minutes",
-    "train.spike_z", "train.max_rewinds", "train.watchdog_minutes",
-    "loss.sparse", "loss.consistency", "loss.contrast",
-    "crossmodal.text_to_image", "crossmodal.image_to_text",
-    "optim.start_lr", "optim.final_lr", "optim.weight_decay", "optim.final_weight_decay",
-    "anticollapse.variance", "anticollapse.covariance", "anticollapse.rank", "anticollapse.sigreg",
-)  # fmt: skip
-POSITIVE = (
-    "optim.lr", "optim.eps", "optim.schedule_scale", "conditioner.mlp_ratio", "eval.temperature",
-    "health.rewind_lr",
-)  # fmt: skip
 DERIVED_MESH = {  # axis -> the number that stands for "derive it", and what it gives
     "data": (-1, "all devices that remain"),
     "fsdp": (0, "what suits the chip"),

@@ -1,7 +1,7 @@
-"""The most that a value of the configuration may be.
+"""The least and the most that a value of the configuration may be.
 
-Not what a machine can train, which ``jepa-vl compile`` tells: beyond these numbers a run could not
-even be planned within seconds and a gigabyte, or would not fit the types that hold them.
+The most is not what a machine can train, which ``jepa-vl compile`` tells: beyond it a run could not
+even be planned within seconds and a gigabyte, or would not fit the types that hold it.
 """
 
 import math
@@ -21,6 +21,31 @@ PATHS = (
 )  # fmt: skip
 TABLE = 2**26  # numbers in a table of positions, patches x width
 
+AT_LEAST_1 = (
+    "data.train_size", "data.prefetch", "data.threads", "data.max_pixels",
+    "text.captions", "text.words", "text.width", "text.heads",
+    "crossmodal.energy_masks", "contrastive.width",
+    "encoder.mlp_width", "masks.target_blocks", "optim.warmup_steps",
+    "loss.ramp_steps", "loss.contrast_images",
+    "train.batch_size", "train.micro_batches", "train.max_bad_steps",
+    "checkpoint.every", "checkpoint.keep_last", "log.proof_every",
+    "log.every", "log.diagnostics_every", "log.diagnostics_images",
+    "health.patience", "health.lull",
+    "eval.every", "eval.k", "eval.train_images", "eval.val_images", "eval.batch_size",
+)  # fmt: skip
+NOT_NEGATIVE = (
+    "data.workers", "text.depth", "checkpoint.keep_every",
+    "checkpoint.keep_best", "checkpoint.every_minutes", "checkpoint.patience_minutes",
+    "train.spike_z", "train.max_rewinds", "train.watchdog_minutes",
+    "loss.sparse", "loss.consistency", "loss.contrast",
+    "crossmodal.text_to_image", "crossmodal.image_to_text",
+    "optim.start_lr", "optim.final_lr", "optim.weight_decay", "optim.final_weight_decay",
+    "anticollapse.variance", "anticollapse.covariance", "anticollapse.rank", "anticollapse.sigreg",
+)  # fmt: skip
+POSITIVE = (
+    "optim.lr", "optim.eps", "optim.schedule_scale", "conditioner.mlp_ratio", "eval.temperature",
+    "health.rewind_lr",
+)  # fmt: skip
 AT_MOST: dict[str, float] = {
     # Each block is traced on its own, and parameters are made for each.
     **dict.fromkeys(("text.depth", "encoder.depth", "predictor.depth", "tijepa.depth"), 128),

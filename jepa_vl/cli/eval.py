@@ -136,8 +136,9 @@ class Images:
             kind.read[LABELLED](kind.params)
 
     def data_hash(self) -> str:
-        """16 hex digits of the labelled images, 16 of those that views are made of."""
-        return "".join(part.data_hash() for part in (self.reader, self.views) if part is not None)
+        """16 hex digits: of the labelled images or, where none are read, of those of the views."""
+        parts = [part for part in (self.reader, self.views) if part is not None]
+        return parts[0].data_hash()
 
     def describe(self) -> dict[str, Any]:
         """Which images these are."""
@@ -207,7 +208,9 @@ def _measure(
             results.append({**result, "protocol": protocol})
     for result in results[: len(names)]:
         result["baselines"] |= {
-            other["features"]: {score: other["metrics"][score] for score in other["metrics"]}
+            other["features"]: {
+                name: other["metrics"][name] for name in other["ci"] or other["metrics"]
+            }
             for other in results[len(names) :]
             if other["task"] == result["task"]
         }
