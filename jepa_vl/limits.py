@@ -48,7 +48,7 @@ POSITIVE = (
 )  # fmt: skip
 AT_MOST: dict[str, float] = {
     # Each block is traced on its own, and parameters are made for each.
-    **dict.fromkeys(("text.depth", "encoder.depth", "predictor.depth", "tijepa.depth"), 128),
+    **dict.fromkeys(("text.depth", "encoder.depth", "predictor.depth", "tijepa.depth"), 64),
     **dict.fromkeys(("text.width", "encoder.width", "predictor.width", "tijepa.width"), 16_384),
     "contrastive.width": 65_536,
     "encoder.mlp_width": 131_072,
