@@ -14,6 +14,8 @@ TURBO = [
     "simplejpeg>=1.9,<2",
 ]
 
+FLATBUFFERS = "flatbuffers>=25.12.19,<26"  # jax writes exported programs with it
+
 setup(
     name="jepa-vl",
     version=VERSION.group(1),
@@ -55,8 +57,18 @@ setup(
         "gcs": ["gcsfs>=2026.10.0,<2028"],
         "gpu": ["jax[cuda13]>=0.10.2,<0.11"],
         "turbo": TURBO,
+        # What `jepa-vl export` writes is checked by the libraries that will read it.
+        "export": [
+            FLATBUFFERS,
+            "onnx>=1.23.2,<2",
+            "onnxruntime>=1.32,<2",
+            "onnxscript>=0.7.2,<0.8",
+            "torch>=2.13,<3",
+        ],
+        "timm": ["timm>=1.0.31,<2", "torch>=2.13,<3"],
         "test": [
             *TURBO,
+            FLATBUFFERS,
             "hypothesis>=6.170,<7",
             "pyright>=1.1.414,<1.2",
             "pytest>=9.2,<10",

@@ -37,8 +37,9 @@ LAW = {
                  "data", "objectives", "evaluators", "hardware"},
     "report": {"shapes", "tree", "schema", "config", "sharding", "models", "data", "objectives",
                "evaluators", "training"},
+    "export": {"shapes", "tree", "schema", "config", "models"},
     "cli": {"", "shapes", "tree", "schema", "config", "sharding", "models", "data", "objectives",
-            "evaluators", "training", "report", "hardware"},
+            "evaluators", "training", "report", "export", "hardware"},
 }  # fmt: skip
 
 

@@ -24,6 +24,7 @@ from jepa_vl.schema import CheckpointConfig
 from jepa_vl.training import checkpoint, inspect, rebatch, stored
 from jepa_vl.training import state as train_state
 from jepa_vl.training.checksum import checksums, on_host
+from tests.exports import by_numpy
 from tests.test_cli import refused
 from tests.test_damage import cut, delete_meta, flip
 from tests.tiny import tiny
@@ -42,14 +43,22 @@ def quick_compilation():
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """Checkpoints of steps 3 and 6, written on eight devices as the loop writes them."""
+    """Checkpoints of steps 3 and 6, written on eight devices as the loop writes them.
+
+    Checksums are numpy's, which costs no compilation; those that are compiled are compared with
+    them where ``loaded`` is restored.
+    """
     workdir, config = tmp_path_factory.mktemp("stored") / "run", tiny(**CONFIG)
     objective, mesh = objectives.build(config), sharding.make_mesh(config.mesh)
-    state = train_state.create(config, objective, train_state.batch_spec(config), mesh)
+    like = train_state.abstract(config, objective, train_state.batch_spec(config), mesh)
+    state = jax.tree.map(lambda x: jax.device_put(np.zeros(x.shape, x.dtype), x.sharding), like)
     data = pipeline.describe(config, sources.open_sources(config)[0])
     meta = checkpoint.provenance(config)
     spent = {"seconds": 9.0, "compiles": 1, "goodput": {"parts": {"step": 3.0, "init": 9.0}}}
-    save({3: moved(state, 3), 6: moved(state, 6)}, workdir, data, meta | {"spent": spent})
+    states = {step: moved(state, step) for step in (3, 6)}
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(checkpoint, "checksums", by_numpy)
+        save(states, workdir, data, meta | {"spent": spent})
     (workdir / "config.json").write_text(json.dumps(meta))
     return workdir
 
@@ -96,10 +105,6 @@ def run(whole, tmp_path):
 @pytest.fixture
 def quick_sums(monkeypatch):
     """Further checkpoints are written with numpy's checksums; that they are the same is tested."""
-
-    def by_numpy(arrays):
-        return {name: on_host(np.asarray(x)) for name, x in tree.flatten(arrays).items()}
-
     monkeypatch.setattr(checkpoint, "checksums", by_numpy)
 
 
@@ -162,10 +167,11 @@ def test_a_checksum_by_numpy_equals_the_compiled_one(dtype):
         assert on_host(np.asarray(x)) == checksums({"x": x})["x"]
 
 
-def test_checksums_by_numpy_are_those_of_the_checkpoint(whole, state, monkeypatch):
+def test_checksums_by_numpy_are_those_that_are_compiled(whole, loaded, state, monkeypatch):
     monkeypatch.setattr("jepa_vl.training.checksum._HOST_PART", 100)  # a state of many parts
-    wanted = stored.find(whole).meta["checksums"]
-    assert {name: on_host(x) for name, x in state.items()} == wanted
+    compiled = checksums({name: getattr(loaded, name) for name in checkpoint.FIELDS})
+    assert compiled == {name: on_host(x) for name, x in state.items()}
+    assert compiled == stored.find(whole).meta["checksums"]
 
 
 def test_effective_rank_is_the_entropy_of_the_singular_values():

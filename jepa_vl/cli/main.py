@@ -41,6 +41,7 @@ SHAPES = {  # what the option's value stands for, and its help
     "--json": ("FILE", ""),
     "--against": ("FOLDER@N", "FOLDER: its newest; FOLDER@N: of step N; @N: of the same workdir"),
     "--dtype": ("DTYPE", ""),
+    "--format": ("FORMAT", "safetensors, hf, timm, stablehlo or onnx"),
     "--limit": ("N", ""),
     "--hosts": ("N", ""),
     "--step-seconds": ("X", ""),
@@ -250,6 +251,22 @@ VERBS = {
         out="file to write: NAME.safetensors",
         branch="params, target or all (default), with moments and counters",
         dtype="float32 (default) or bfloat16",
+    ),
+    "export": Verb(
+        "write the encoder of a checkpoint for other libraries",
+        "hf           transformers' IJepaModel\n"
+        "timm         a folder that timm.create_model('local-dir:FOLDER', pretrained=True) loads\n"
+        "stablehlo    a program for CPU, CUDA and TPU, any batch, that needs jax alone\n"
+        "onnx         any batch, traced through torch\n"
+        "safetensors  under our own names, with a reader in numpy\n\n"
+        "Each one is loaded by its own library in a fresh process and compared with ours; exit\n"
+        "code 1 and no folder where the features differ. README.md of the folder is its card.",
+        "jepa-vl export --workdir runs/quickstart --format hf --out quickstart-hf",
+        workdir="",
+        format="",
+        branch="target (default), the EMA encoder, or context, the trained one",
+        step="of the checkpoint (default: the newest)",
+        out="folder to write, a new one",
     ),
     "report": Verb(
         "draw what a run has learnt",

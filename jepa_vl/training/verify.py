@@ -1,6 +1,6 @@
 """Is a checkpoint what was written? Every array is read again, nothing is touched."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from jepa_vl.shapes import Array
@@ -57,3 +57,20 @@ def _read_what_can_be(
         middle = len(rest) // 2
         for half in (rest[:middle], rest[middle:]):
             yield from _read_what_can_be(stored, half, damaged)
+
+
+def read_whole(stored: Stored, names: Sequence[str]) -> dict[str, Array]:
+    """Arrays by name, each compared with its checksum where the checkpoint has some.
+
+    Raises:
+      Damaged: one cannot be read, or is not what was written.
+    """
+    found: dict[str, Array] = {}
+    for bundle in stored.bundles([name] for name in names):
+        found |= bundle
+    wanted = {n: x for n, x in stored.meta.get("checksums", {}).items() if n in found}
+    other = differing(wanted, {name: on_host(found[name]) for name in wanted})
+    if other:
+        listed = ", ".join(other[:3])
+        raise Damaged(f"{len(other)} of {len(found)} arrays are not what was written: {listed}")
+    return found

@@ -1,0 +1,102 @@
+"""``jepa-vl export``: the encoder of a checkpoint for other libraries."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jepa_vl.cli import checkpoints
+from jepa_vl.cli.configs import Override
+from jepa_vl.cli.train import writable
+from jepa_vl.config import ConfigError, one_of, resolve
+from jepa_vl.shapes import Array
+
+BRANCHES = ("target", "context")
+IMAGES = 8
+DIFFERS = 1
+
+
+def run(args: argparse.Namespace, overrides: Sequence[Override]) -> int:
+    """Writes a folder and prints how far its features are from ours.
+
+    Returns:
+      0; 1: they are too far, and no folder is left.
+
+    Raises:
+      ConfigError: a bad option, a damaged checkpoint, libraries that are not installed.
+    """
+    del overrides
+    workdir, step = checkpoints.folder("--workdir", args.workdir), checkpoints.step(args)
+    branch = args.branch or BRANCHES[0]
+    one_of("--branch", branch, BRANCHES)
+    if not args.out:
+        raise ConfigError("--out", "", "give DIR: folder to write")
+    out = writable("--out", args.out)
+    from jepa_vl.export import FORMATS, process, write
+    from jepa_vl.training import stored
+
+    one_of("--format", args.format, FORMATS)
+    form = FORMATS[args.format]
+    process.require(args.format, form.needs, form.extra)
+    one = stored.find(workdir, step)
+    with checkpoints.readable(workdir):
+        encoder = _encoder(one, branch, workdir)
+    try:
+        told = write.export(encoder, args.format, out, _images(encoder.config.encoder.image_size))
+    except write.Differs as error:
+        print(f"jepa-vl: error: {args.format}: {error}; nothing was left", file=sys.stderr)
+        return DIFFERS
+    versions = ", ".join(f"{name} {version}" for name, version in told.versions.items())
+    print(
+        f"step {one.step}, {branch} encoder, {args.format}\n"
+        f"features of {IMAGES} images by {versions}: largest difference {told.largest:.3g}, mean "
+        f"{told.mean:.3g} (largest feature {told.scale:.3g})\n{out}"
+    )
+    return 0
+
+
+def _encoder(one: Any, branch: str, workdir: Path) -> Any:
+    """Arrays and facts of a checkpoint."""
+    from jepa_vl.export import base
+    from jepa_vl.training import verify
+
+    config = resolve(one.meta["config"])
+    shapes = {name: tuple(found.shape) for name, found in one.arrays.items()}
+    place = base.find(shapes, config, branch)
+    names = [name for name in shapes if name.startswith(place)]
+    params = {n.removeprefix(place): x for n, x in verify.read_whole(one, names).items()}
+    facts = {
+        "step": one.step,
+        "images": one.step * one.data["global_batch"],
+        "branch": branch,
+        "config_hash": one.meta["config_hash"],
+        "git": one.meta["git"] or "unknown",
+        "data": f"{one.data['name']} ({one.data['images']:,} images)",
+        "compared_on": f"{IMAGES} drawn scenes (the built-in shapes_world)",
+        "results": _results(workdir, one.step, branch),
+    }
+    return base.Encoder(config, params, facts)
+
+
+def _images(size: int) -> Array:
+    """Scenes that are drawn everywhere alike: uint8 [n, H, W, 3]."""
+    from jepa_vl.data.shapes_world import ShapesWorld
+
+    scenes = ShapesWorld(0, IMAGES, size, "val")
+    return np.stack([scenes[i]["image"] for i in range(IMAGES)])
+
+
+def _results(workdir: Path, step: int, branch: str) -> list[dict[str, Any]]:
+    """What `jepa-vl eval` has left of this checkpoint, of the encoder's last layer."""
+    path = workdir / f"eval_{step}_{branch}.json"
+    if not path.is_file():
+        return []
+    try:
+        results = json.loads(path.read_text())["results"]
+        return [result for result in results if result["features"] == "encoder"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError("--workdir", str(path), f"cannot be read: {error!r}") from error

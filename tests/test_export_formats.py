@@ -1,0 +1,175 @@
+"""``jepa-vl export``: what leaves a run gives the same features where it arrives, or nothing."""
+
+import dataclasses
+import json
+import re
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from jepa_vl import objectives
+from jepa_vl.cli.main import VERBS, main
+from jepa_vl.config import ConfigError
+from jepa_vl.export import FORMATS, base, process, write
+from jepa_vl.training import checkpoint, stored
+from jepa_vl.training import state as train_state
+from tests import exports
+from tests.test_cli import refused
+from tests.tiny import tiny
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(checkpoint, "checksums", exports.by_numpy)
+        return exports.save_run(tmp_path_factory.mktemp("exports") / "run")
+
+
+def argv(run, out, name="safetensors", *words):
+    return ["export", "--workdir", str(run), "--format", name, "--out", str(out), *words]
+
+
+def test_the_branch_that_is_asked_for_leaves_bit_by_bit_with_a_card(run, tmp_path, capsys):
+    result = {"evaluator": "knn", "features": "encoder", "scores": {"k10": 0.4321}}
+    result["protocol"] = {"held_out": {"name": "scenes/val", "images": 16}}
+    measured = run / "eval_6_context.json"
+    measured.write_text(json.dumps({"results": [result, {**result, "features": "pixels"}]}))
+    for branch, start in (("target", "target/"), ("context", "params/encoder/")):
+        out = tmp_path / "new" / branch
+        assert main(argv(run, out, "safetensors", "--branch", branch)) == 0
+        found = load_file(out / "model.safetensors")
+        one = stored.find(run)
+        wanted = one.read(name for name in one.arrays if name.startswith(start))
+        assert len(found) == len(wanted) + 1 and found["position"].shape == (16, 32)
+        for name, x in wanted.items():
+            np.testing.assert_array_equal(found[name.removeprefix(start)], x, err_msg=name)
+        card = (out / "README.md").read_text()
+        assert f"| branch | {branch} |" in card and '"objective": "ijepa"' in card
+        told = re.search(r"largest difference ([\d.e-]+), mean ([\d.e-]+)", capsys.readouterr().out)
+        assert told and 0 < float(told[1]) < 1e-4
+        assert f"| largest difference | {told[1]} |" in card
+        assert f"| mean difference | {told[2]} |" in card
+        assert ("| knn | k10 | 0.4321 | 16 of scenes/val |" in card) == (branch == "context")
+    assert sorted(path.name for path in out.parent.iterdir()) == ["context", "target"]
+
+
+def test_stablehlo_gives_the_same_features_without_us_for_any_number_of_images(tmp_path):
+    out, encoder = tmp_path / "out", exports.encoder()
+    told = write.export(encoder, "stablehlo", out, exports.images())
+    assert told.largest < 1e-5 < told.scale and set(told.versions) == {"jax"}
+    program = jax.export.deserialize((out / "encoder.stablehlo").read_bytes())
+    assert program.platforms == ("cpu", "cuda", "tpu")
+    code = (out / "encoder.stablehlo").read_bytes()
+    assert len(code) < 100_000  # weights are no part of it
+    assert str(Path(__file__).parents[1]).encode() not in code
+
+
+def test_an_export_that_computes_something_else_leaves_nothing(run, tmp_path, capsys, monkeypatch):
+    right = FORMATS["safetensors"]
+
+    def wrong(encoder, folder):
+        params = {**encoder.params, "norm/bias": encoder.params["norm/bias"] + 3e-3}
+        right.write(dataclasses.replace(encoder, params=params), folder)
+
+    monkeypatch.setitem(FORMATS, "safetensors", right._replace(write=wrong))
+    assert main(argv(run, tmp_path / "out")) == 1
+    told = capsys.readouterr()
+    assert not told.out and re.search(r"differ by up to 0\.003.*nothing was left\n", told.err)
+    nothing = right._replace(load="features = numpy.full((8, 16, 32), numpy.nan)")
+    monkeypatch.setitem(FORMATS, "safetensors", nothing)
+    assert main(argv(run, tmp_path / "out")) == 1
+    other = right._replace(load="features = numpy.zeros((8, 17, 32))")
+    monkeypatch.setitem(FORMATS, "safetensors", other)
+    assert main(argv(run, tmp_path / "out")) == 1
+    assert "(8, 17, 32), not (8, 16, 32)" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_files_that_their_library_refuses_are_one_line(run, tmp_path, capsys, monkeypatch):
+    load = "print('loading')\nraise KeyError('blocks.0')"
+    broken = FORMATS["safetensors"]._replace(load=load)
+    monkeypatch.setitem(FORMATS, "safetensors", broken)
+    line = refused(capsys, *argv(run, tmp_path / "out"))
+    assert "its own library refuses: KeyError: 'blocks.0'" in line
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["hf", "timm", "onnx", "stablehlo"])
+def test_libraries_that_are_not_installed_are_named(name, run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(process, "find_spec", lambda package: None)
+    line = refused(capsys, *argv(run, tmp_path / "out", name))
+    assert f"needs {', '.join(FORMATS[name].needs)}: pip install" in line
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["--format", "gguf", "--out", "OUT/x"], "--format = 'gguf': one of"),
+        (["--format", "safetensors"], "--out"),
+        (["--format", "safetensors", "--out", "OUT"], "is there already"),
+        (["--format", "safetensors", "--out", "OUT/x", "--branch", "ema"], "one of 'target'"),
+        (["--format", "safetensors", "--out", "OUT/x", "--step", "5"], "checkpoints of steps 6"),
+    ],
+)
+def test_bad_input_is_one_line(words, part, run, tmp_path, capsys):
+    words = [word.replace("OUT", str(tmp_path)) for word in words]
+    assert part in refused(capsys, "export", "--workdir", str(run), *words)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_damaged_checkpoint_is_not_exported(run, tmp_path, capsys):
+    copy = shutil.copytree(run, tmp_path / "run")
+    path = copy / "checkpoints" / "6" / "meta" / "metadata"
+    meta = json.loads(path.read_text())
+    meta["checksums"]["target/norm/bias"] = "0" * 16  # as if its bits had flipped
+    path.write_text(json.dumps(meta))
+    line = refused(capsys, *argv(copy, tmp_path / "out"))
+    assert "not what was written: target/norm/bias; see jepa-vl checkpoint verify" in line
+    assert not (tmp_path / "out").exists()
+    assert main(argv(copy, tmp_path / "out", "safetensors", "--branch", "context")) == 0
+
+
+def test_every_format_is_offered_by_the_command():
+    told = VERBS["export"].text
+    assert all(re.search(rf"^{name} +\w", told, re.M) for name in FORMATS)
+
+
+@pytest.mark.parametrize(
+    ("objective", "target", "context"),
+    [
+        ("tcjepa", "target/", "params/encoder/"),
+        ("crossmodal", "target/image/", "params/image/"),
+        ("contrastive", "target/", "params/image/"),
+    ],
+)
+def test_the_encoder_is_found_in_the_state_of_every_objective(objective, target, context):
+    shapes = state_shapes(objective)
+    assert base.find(shapes, tiny(objective=objective), "target") == target
+    assert base.find(shapes, tiny(objective=objective), "context") == context
+
+
+def test_what_no_library_has_is_refused():
+    with pytest.raises(ConfigError, match="TI-JEPA's is a frozen tower and a crosser"):
+        base.find(state_shapes("tijepa"), tiny(objective="tijepa"), "target")
+
+
+def state_shapes(objective):
+    config = tiny(objective=objective)
+    spec = train_state.batch_spec(config)
+    state = train_state.shapes(config, objectives.build(config), spec)
+    parts = {"params": state.params, "target": state.target}
+    return {name: tuple(leaf.shape) for name, leaf in base.tree.flatten(parts).items()}
+
+
+def test_a_table_of_names_that_leaves_a_parameter_out_is_noticed():
+    rows = [base.Row("a.weight", ("a/kernel",)), base.Row("b", ("a/kernel",))]
+    with pytest.raises(ValueError, match="one twice"):
+        base.rename({"a/kernel": np.zeros(2)}, rows)
+    with pytest.raises(ValueError, match="'a/bias'"):
+        base.rename({"a/kernel": np.zeros(2), "a/bias": np.zeros(2)}, rows[:1])

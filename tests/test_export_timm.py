@@ -1,0 +1,32 @@
+"""The export to timm, loaded by timm in a process of its own."""
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from jepa_vl.export import timm, write
+from jepa_vl.schema import VARIANTS, EncoderConfig
+from tests import exports
+
+# Beside a CPU torch the torchvision of PyPI does not import; see there.
+SHIM = Path(__file__).parent / "cpu_torchvision"
+
+
+@pytest.mark.skipif(find_spec("timm") is None, reason="timm is not installed; .ci/run does it last")
+def test_timm_gives_the_same_features_with_heads_that_its_name_does_not_have(tmp_path, monkeypatch):
+    path = os.pathsep.join([str(SHIM), *filter(None, [os.environ.get("PYTHONPATH")])])
+    monkeypatch.setenv("PYTHONPATH", path)
+    told = write.export(exports.encoder(), "timm", tmp_path / "out", exports.images())
+    assert told.largest < 1e-5 < told.scale and set(told.versions) == {"timm", "torch"}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_timm_is_told_all_sizes_of_a_preset(name):
+    width, depth, heads, mlp_width = VARIANTS[name]
+    config = EncoderConfig(name, 224, 14, width, depth, heads, mlp_width)
+    told = timm.arguments(config)
+    assert (told["embed_dim"], told["depth"], told["num_heads"]) == (width, depth, heads)
+    assert int(width * told["mlp_ratio"]) == mlp_width  # as timm computes it
+    assert (told["class_token"], told["global_pool"], told["fc_norm"]) == (False, "avg", False)
