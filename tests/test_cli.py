@@ -238,3 +238,15 @@ def test_several_lines_of_an_error_become_one(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(configs, "load", fail)
     line = refused(capsys, "preview", "--config", TINY, "--what", "config")
     assert line.endswith("another run: seed: 0 -> 1; train.steps: 1 -> 2\n")
+
+
+@pytest.mark.parametrize("words", [["train", "--config", "tests/configs_tiny.py", "--workdir"],
+                                   ["report", "--workdir"], ["eval", "--workdir"],
+                                   ["checkpoint ls", "--workdir"]])  # fmt: skip
+def test_the_home_of_an_unknown_user_is_one_line(words, capsys):
+    words = [part for word in words for part in word.split()]
+    assert main([*words, "~nobody_of_this_name/run"]) == 5
+    error = capsys.readouterr().err
+    assert (
+        error.count("\n") == 1 and "--workdir = '~nobody_of_this_name/run': no such user" in error
+    )

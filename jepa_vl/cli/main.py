@@ -10,6 +10,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from jepa_vl import __version__
@@ -335,11 +336,22 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[configs.Override]]
             takes = " and ".join(f"--config.{key}*" for key in verb.overrides)
             rule = f"reads the configuration of the run and takes {takes or 'no overrides'}"
             raise ConfigError("argument", f"--config.{override.key}", f"{args.verb} {rule}")
+    for name in options:
+        _check_home(_flag(name), getattr(args, name))
     for name, own in options.items():
         if not own and not getattr(args, name):
             shape, text = SHAPES[_flag(name)]
             raise ConfigError(_flag(name), getattr(args, name) or "", f"give {shape}: {text}")
     return args, overrides
+
+
+def _check_home(option: str, value: Any) -> None:
+    """Refuses ``~user/...`` of a user that this machine does not know."""
+    if isinstance(value, str) and value.startswith("~"):
+        try:
+            Path(value).expanduser()
+        except RuntimeError as error:
+            raise ConfigError(option, value, "no such user's home folder here") from error
 
 
 def one_line(error: ConfigError) -> str:
