@@ -93,6 +93,7 @@ def test_without_a_checkpoint_the_run_begins_again_with_other_images(run, tmp_pa
     code, seen = run(tmp_path, {0, 1, 2, 3, 4}, **{"checkpoint.every": 100})
     assert code == loop.DONE and len(seen) == 3 + 3 + 8
     assert [row["back"] for row in rows(tmp_path / FILE)] == [0, 0]
+    assert [row["step"] for row in rows(tmp_path / "metrics.jsonl")] == list(range(9))
     assert int(load(tmp_path)[1].step) == 8
 
 

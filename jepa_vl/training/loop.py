@@ -97,7 +97,7 @@ class Run:
         self.knn = self._make_knn(encode)
         read = None if self.knn is None else self.knn.reader.describe()
         distributed.require_same("images for evaluation", [self.health.indices(), read])
-        self._open_writer()
+        self._open_writer(self.start or -1)
         self.guard, self.verdict = Guard(config, self.keeper, self.events), Verdict()
 
     def _take_state(self) -> None:
@@ -111,11 +111,12 @@ class Run:
             self.state = train_state.create(config, objective, self.spec, mesh)
         self.step = make_step(config, objective, mesh, like, self.keeper.course.lr_scale)
 
-    def _open_writer(self) -> None:
+    def _open_writer(self, newest: int) -> None:
+        """``newest``: step of the last row that stays."""
         self.writer: MetricsWriter = distributed.NoWriter()
         if distributed.leads():
             told = self.config.log.tensorboard, self.reporter.say
-            self.writer = MetricsWriter(self.workdir, self.start or -1, *told)
+            self.writer = MetricsWriter(self.workdir, newest, *told)
 
     def is_over(self) -> bool:
         """Was the last step done, and result.json written, by an earlier process?"""
@@ -309,7 +310,7 @@ class Run:
         self.writer.close()
         self.start = self.done = back
         self._take_state()
-        self._open_writer()
+        self._open_writer(back)
         self.guard = Guard(self.config, keeper, self.events)
         course = keeper.course
         self.events.tell(
