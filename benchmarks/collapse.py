@@ -46,7 +46,7 @@ SMALL: dict[str, Any] = {
     "train.steps": 480, "train.batch_size": 16, "optim.warmup_steps": 30, "data.workers": 0,
     "log.every": 15, "log.diagnostics_every": 15, "log.diagnostics_images": 128,
     "log.progress": "off", "log.tensorboard": False, "eval.every": 30, "eval.train_images": 500,
-    "eval.val_images": 400, "checkpoint.every": 10_000, "health.lull": 400,
+    "eval.val_images": 400, "checkpoint.every": 10_000, "health.lull": 480,
 }  # fmt: skip
 HEALTHY = "healthy"
 # What breaks a run: factors and values of the configuration; and patches, by name.
