@@ -5,7 +5,10 @@ from dataclasses import dataclass
 from jepa_vl.schema_key import key
 
 ACTIONS = ("warn", "keep", "stop", "rewind")
-RULES = ("exploding", "std", "cosine", "rank", "prediction", "held out", "captions", "dead words")
+RULES = (
+    "exploding", "std", "cosine", "rank", "dimensions", "predictor", "prediction", "held out",
+    "captions", "dead words",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class HealthConfig:
     )
     mute: tuple = key(
         (),
-        "rules that are not judged, of exploding, std, cosine, rank, prediction, held out, "
-        "captions, dead words",
+        "rules that are not judged, of exploding, std, cosine, rank, dimensions, predictor, "
+        "prediction, held out, captions, dead words",
     )
     rewind_lr: float = key(0.5, "rewind: factor on the learning rate from there on, below 1")

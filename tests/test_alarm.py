@@ -14,7 +14,7 @@ from tests.tiny import tiny_config
 WIDE = {"std": 0.5, "cosine": 0.6, "rankme": 18.0, "effective_rank": 20.0}
 WELL = {
     "held_out_loss": 3.0, "unexplained": 0.6, "text_gain": 0.3, "text_gain_noise": 0.03,
-    "dead_share": 0.1, "ema_drift": 0.02, "rankme_images": 256,
+    "std/predictor": 0.3, "dead_share": 0.1, "ema_drift": 0.02,
     **{f"{name}/{branch}": value for branch in BRANCHES for name, value in WIDE.items()},
 }  # fmt: skip
 # What makes each rule fire, and what the message must hold beside the numbers.
@@ -23,6 +23,8 @@ BAD = {
     "std": ({"std/context": 0.05}, "optim.ema"),
     "cosine": ({"cosine/target": 0.999}, "optim.ema"),
     "rank": ({"rankme/context": 2.0}, "anticollapse"),
+    "dimensions": ({"effective_rank/target": 3.0}, "anticollapse"),
+    "predictor": ({"std/predictor": 1e-4}, "optim.warmup_steps"),
     "prediction": ({"unexplained": 1.01}, "optim.lr"),
     "held out": ({"unexplained": 1.7}, "jepa-vl data show"),
     "captions": ({"text_gain": 0.01}, "jepa-vl data show"),
@@ -81,7 +83,7 @@ def test_one_bad_row_is_no_alarm_and_patience_counts_rows_in_a_row():
 
 
 def test_it_is_silent_again_only_when_well_back():
-    bad, between, well = ({"std/target": 0.5 / times} for times in (6.0, 4.0, 2.0))
+    bad, between, well = ({"std/target": 0.5 / times} for times in (9.0, 6.0, 2.0))
     hovering = rows({}, bad, bad, between, bad, bad, between, bad, bad)
     assert fired(replay(hovering, CONFIG)) == [(200, "std")]
     back = rows({}, bad, bad, between, well, bad, bad)
@@ -92,7 +94,7 @@ def test_it_is_silent_again_only_when_well_back():
 
 
 def test_what_has_grown_narrow_is_measured_against_its_best_not_its_start():
-    start, best = {"rankme/target": 8.0}, {"rankme/target": 40.0}
+    start, best = {"rankme/target": 6.0}, {"rankme/target": 40.0}
     assert fired(replay(rows(start, best, start, start), CONFIG)) == [(300, "rank")]
     assert replay(rows(start, start, start, start), CONFIG) == []
 

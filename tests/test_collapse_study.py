@@ -92,6 +92,7 @@ def test_an_alarm_is_in_time_if_it_comes_before_the_knn_falls(study, tmp_path):
         "before it falls by two errors": ("lr x 30", falling, [0.5, 0.49, 0.48, 0.47, 0.3]),
         "too late": ("lr x 30", falling, [0.5, 0.4, 0.3, 0.2, 0.1]),
         "missed": ("lr x 30", fine, [0.5, 0.4, 0.3, 0.2, 0.1]),
+        "no collapse, no alarm": ("momentum 0", fine, [0.5, 0.49, 0.6, 0.7, 0.8]),
         "silent": (study.HEALTHY, fine, [0.5, 0.6, 0.7, 0.8, 0.9]),
         "false alarm": (study.HEALTHY, falling, [0.5, 0.6, 0.7, 0.8, 0.9]),
     }

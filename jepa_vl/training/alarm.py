@@ -24,6 +24,7 @@ Numbers = dict[str, float]
 Measure = Callable[[Row, Numbers], tuple[float, Numbers] | None]
 
 BRANCHES = ("context", "target")
+PREDICTORS = ("predictor", "predictor_text")
 PREDICTS = 0.9  # unexplained share below which the predictor predicts
 
 
@@ -71,23 +72,26 @@ def number(row: Row, name: str) -> float | None:
     return float(value) if value is not None and math.isfinite(value) else None
 
 
-def _times_below_best(*names: str, room: bool = False) -> Measure:
-    """How many times smaller than its best the worst of some numbers is, over both encoders.
+def _times_below_best(
+    name: str, room: bool = False, branches: tuple[str, ...] = BRANCHES
+) -> Measure:
+    """How many times smaller than its best a number is, in the worst branch.
 
     Args:
-      names: without the branch.
+      name: without the branch.
       room: it is 1 - the number that counts.
+      branches: of which; both encoders.
     """
 
     def measure(row: Row, best: Numbers) -> tuple[float, Numbers] | None:
         found = []
-        for name in (f"{name}/{branch}" for name in names for branch in BRANCHES):
-            value = number(row, name)
-            if value is None or name not in best:
+        for key in (f"{name}/{branch}" for branch in branches):
+            value = number(row, key)
+            if value is None or key not in best:
                 continue
-            now, then = (1 - x if room else x for x in (value, best[name]))
+            now, then = (1 - x if room else x for x in (value, best[key]))
             ratio = then / max(now, 1e-9)
-            found.append((ratio, {name: value, f"best {name}": best[name]}))
+            found.append((ratio, {key: value, f"best {key}": best[key]}))
         return max(found, key=lambda pair: pair[0]) if found else None
 
     return measure
@@ -134,19 +138,29 @@ RULES: dict[str, Rule] = {
         "lower optim.lr or the weights loss.*, or lengthen optim.warmup_steps",
     ),
     "std": Rule(
-        _times_below_best("std"), 5.0, 3.5,
+        _times_below_best("std"), 8.0, 5.0,
         "features of different images spread {ratio:.1f} times less than they did",
         APART,
     ),
     "cosine": Rule(
-        _times_below_best("cosine", room=True), 25.0, 12.0,
+        _times_below_best("cosine", room=True), 64.0, 25.0,
         "features of different images all but point one way, {ratio:.0f} times closer than before",
         APART,
     ),
     "rank": Rule(
-        _times_below_best("rankme", "effective_rank"), 4.5, 3.2,
+        _times_below_best("rankme"), 6.0, 4.5,
         "features of different images lie in {ratio:.1f} times fewer dimensions than they did",
         f"{APART} (.rank and .sigreg too); loss.target_norm=layer_norm",
+    ),
+    "dimensions": Rule(
+        _times_below_best("effective_rank"), 3.5, 2.5,
+        "what sets features of different images apart has {ratio:.1f} times fewer dimensions",
+        f"{APART} (.rank and .sigreg too); loss.target_norm=layer_norm",
+    ),
+    "predictor": Rule(
+        _times_below_best("std", branches=PREDICTORS), 100.0, 50.0,
+        "predictions of different images are all but one, {ratio:.0f} times closer than before",
+        "lower optim.lr or lengthen optim.warmup_steps",
     ),
     "prediction": Rule(
         _unexplained, 0.97, 0.93,
