@@ -44,7 +44,7 @@ from jepa_vl.schema import (
     TIJepaConfig,
 )
 from jepa_vl.schema import Config as Config
-from jepa_vl.schema_health import ACTIONS, RULES
+from jepa_vl.schema_health import ACTIONS, RULES, SHORTEST_LULL
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -265,7 +265,7 @@ def resolve(tree: Any) -> Config:
         eval=evaluation,
         conditioner=conditioner,
         tijepa=_resolve_crosser(config.tijepa, config.text),
-        health=replace(config.health, lull=config.health.lull or max(1, steps // 2)),
+        health=replace(config.health, lull=config.health.lull or max(SHORTEST_LULL, steps // 2)),
     )
     _check_meaning(config)
     return config

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from jepa_vl.schema_key import key
 
+SHORTEST_LULL = 1000  # steps; shorter runs than this may end in it
 ACTIONS = ("warn", "keep", "stop", "rewind")
 RULES = (
     "exploding", "std", "cosine", "rank", "dimensions", "predictor", "prediction", "held out",
@@ -24,7 +25,7 @@ class HealthConfig:
     lull: int = key(
         0,
         "steps for which the predictor may do no better than the mean target, as every run does at "
-        "first; 0: half of the run",
+        "first; 0: half of the run, 1,000 or more",
     )
     mute: tuple = key(
         (),

@@ -172,5 +172,6 @@ def test_bad_keys_are_refused(key, value, rule):
 
 
 def test_the_lull_is_half_of_the_run_unless_it_is_said():
-    assert resolve(tiny_config(**{"train.steps": 50})).health.lull == 25
+    assert resolve(tiny_config(**{"train.steps": 5000})).health.lull == 2500
+    assert resolve(tiny_config(**{"train.steps": 50})).health.lull == 1000
     assert resolve(tiny_config(**{"health.lull": 7})).health.lull == 7
