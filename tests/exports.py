@@ -9,6 +9,7 @@ from jepa_vl.export.base import Encoder, nested
 from jepa_vl.models import vit, weights
 from jepa_vl.training import checkpoint
 from jepa_vl.training.checksum import on_host
+from jepa_vl.training.spikes import no_losses
 from jepa_vl.training.state import TrainState
 from tests.tiny import tiny
 
@@ -50,7 +51,16 @@ def save_run(workdir, step=6):
     c = config()
     params, target = (jax.tree.map(jnp.asarray, nested(random_params(c, s))) for s in (1, 2))
     number = jnp.asarray(step, jnp.int32)
-    state = TrainState(number, {"encoder": params}, target, {"mu": params}, 0 * number, 0 * number)
+    state = TrainState(
+        step=number,
+        params={"encoder": params},
+        target=target,
+        opt_state={"mu": params},
+        bad_steps=0 * number,
+        spikes=0 * number,
+        bad_in_a_row=0 * number,
+        recent=no_losses(),
+    )
     meta = checkpoint.provenance(c) | {"spent": {"seconds": 1.0}}
     data = {"global_batch": 8, "name": "scenes", "images": 64}
     writer = checkpoint.Checkpoints(workdir)

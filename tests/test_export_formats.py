@@ -36,7 +36,7 @@ def argv(run, out, name="safetensors", *words):
 
 
 def test_the_branch_that_is_asked_for_leaves_bit_by_bit_with_a_card(run, tmp_path, capsys):
-    result = {"evaluator": "knn", "features": "encoder", "scores": {"k10": 0.4321}}
+    result = {"task": "knn", "features": "encoder", "metrics": {"k10": 0.4321}}
     result["protocol"] = {"held_out": {"name": "scenes/val", "images": 16}}
     measured = run / "eval_6_context.json"
     measured.write_text(json.dumps({"results": [result, {**result, "features": "pixels"}]}))

@@ -96,10 +96,10 @@ def _results(results: list[dict[str, Any]], branch: str) -> list[str]:
     """One row a number that `jepa-vl eval` measured of this checkpoint and branch."""
     if not results:
         return [f"None were measured of this checkpoint's {branch} branch."]
-    head = ["| protocol | number | | images |", "|---|---|---|---|"]
+    head = ["| task | number | | images |", "|---|---|---|---|"]
     rows = [
-        f"| {result['evaluator']} | {score} | {value:.4g} | {_images(result)} |"
+        f"| {result['task']} | {score} | {value:.4g} | {_images(result)} |"
         for result in results
-        for score, value in result["scores"].items()
+        for score, value in result["metrics"].items()
     ]
     return head + rows
