@@ -41,3 +41,12 @@ def no_evaluation(monkeypatch):
     health = SimpleNamespace(run=lambda state: {}, indices=list)
     monkeypatch.setattr(loop, "Health", lambda *args: health)
     monkeypatch.setattr(loop.Run, "_make_knn", lambda self, encode: None)
+
+
+@pytest.fixture
+def one_device(monkeypatch):
+    """For what any mesh would show: eight devices on two cores compile and run far slower."""
+    import jax
+
+    devices = jax.devices
+    monkeypatch.setattr(jax, "devices", lambda *args: devices(*args)[:1])

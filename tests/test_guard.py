@@ -10,7 +10,7 @@ from jepa_vl.training.checkpoint import PINS, load
 from jepa_vl.training.events import FILE
 from tests.tiny import tiny
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = pytest.mark.usefixtures("quick_compilation", "one_device")
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from jepa_vl.data import pipeline, sources
 from jepa_vl.training import loop, proof
 from tests.tiny import tiny
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = pytest.mark.usefixtures("quick_compilation", "one_device")
 
 
 @pytest.fixture

@@ -204,7 +204,7 @@ def test_data_workers_leave_it_to_the_trainer_what_a_signal_means(run, tmp_path)
 
 
 def test_sigterm_in_any_phase_saves_and_leaves_and_nothing_is_lost(
-    tmp_path, monkeypatch, compilations, no_evaluation, quick_compilation
+    tmp_path, monkeypatch, compilations, no_evaluation, quick_compilation, one_device
 ):
     """In the middle of it; what is left in the workdir goes on to the same bits."""
     config = tiny(objective="ijepa", **{"train.compile_cache": compilations, "checkpoint.every": 2})

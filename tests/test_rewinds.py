@@ -16,7 +16,7 @@ from jepa_vl.training.goodput import Clock
 from tests.test_traps_training import leaves, toy
 from tests.tiny import tiny
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = pytest.mark.usefixtures("quick_compilation", "one_device")
 BATCH = 8
 
 

@@ -18,7 +18,7 @@ from jepa_vl.training.metrics import MetricsWriter, read_rows
 from jepa_vl.training.state import TrainState
 from tests.tiny import tiny
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = pytest.mark.usefixtures("quick_compilation", "one_device")
 SMALLEST_FILE = 30_000  # bytes; the arrays of the tiny model need more, its metrics less
 
 
