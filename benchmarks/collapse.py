@@ -148,19 +148,9 @@ def jobs(args: argparse.Namespace) -> list[tuple[str, int]]:
     ]
 
 
-KEPT = (
-    "knn/", "rankme/", "effective_rank/", "std/", "cosine/", "unexplained", "text_gain",
-    "dead_share", "attention_entropy", "ema_drift", "held_out_loss",
-)  # fmt: skip
-
-
 def told(workdir: Path, config: Config, name: str, seed: int) -> dict[str, Any]:
     """What a finished run says: its diagnostics and kNN, the alarm over them, what they cost."""
     rows = [row for row in read_rows(workdir / "metrics.jsonl") if "held_out_loss" in row]
-    kept = [{k: v for k, v in row.items() if k == "step" or k.startswith(KEPT)} for row in rows]
-    rounded = [
-        {k: float(f"{v:.4g}") if v is not None else None for k, v in r.items()} for r in kept
-    ]
     knn = [(int(row["step"]), row["knn/target"]) for row in rows if row.get("knn/target")]
     start, images = knn[0][1], config.eval.val_images
     noise = (start * (1 - start) / images) ** 0.5
@@ -176,7 +166,6 @@ def told(workdir: Path, config: Config, name: str, seed: int) -> dict[str, Any]:
         "knn_falls": _first_below(knn, start),
         "knn_falls_by_two_errors": _first_below(knn, start - 2 * noise),
         **cost,
-        "rows": rounded,
     }
 
 
