@@ -172,7 +172,14 @@ def test_two_results_stand_side_by_side_with_a_paired_interval(workdir, newest, 
     files = [tmp_path / name for name in ("target.json", "context.json")]
     for file, branch in zip(files, ("target", "context"), strict=True):
         evaluate(
-            workdir, "--branch", branch, "--name", "knn,linear", "--json", str(file), file=file
+            workdir,
+            "--branch",
+            branch,
+            "--name",
+            "knn,lidar,linear",
+            "--json",
+            str(file),
+            file=file,
         )
     lines = compared(capsys, *files)
     assert "target encoder" in lines[0] and "context encoder" in lines[1]
@@ -182,6 +189,7 @@ def test_two_results_stand_side_by_side_with_a_paired_interval(workdir, newest, 
         first, second = (score(page, "knn", name) for page in pages)
         for text in (f"{first:.4g}", f"{second:.4g}", f"{second - first:+.4g}"):
             assert f" {text} " in row
+    assert not [line for line in lines if line.startswith("lidar")]  # no share of images
     same = [line for line in compared(capsys, files[0], files[0]) if line.startswith("linear")]
     assert same[0].endswith("+0  [0, 0]")
 

@@ -60,8 +60,9 @@ def run(args: argparse.Namespace, overrides: Sequence[configs.Override]) -> int:
         raise ConfigError("--second", args.second, f"{rule}; give `eval` the same data and --seed")
     tasks = [task for task in _tasks(first) if task in _tasks(second)]
     if not tasks:
-        rule = f"cannot be compared, it has {', '.join(_tasks(second))} and not "
-        raise ConfigError("--second", args.second, rule + ", ".join(_tasks(first)))
+        has, wanted = (", ".join(_tasks(page)) or "no accuracy" for page in (second, first))
+        rule = f"cannot be compared, it has {has} and not {wanted}"
+        raise ConfigError("--second", args.second, rule)
     rows = [("task", "number", "first", "", "second", "", "second - first", "")]
     for task in tasks:
         one, two = _tasks(first)[task], _tasks(second)[task]
@@ -85,8 +86,9 @@ def _read(key: str, path: str) -> dict[str, Any]:
 
 
 def _tasks(page: dict[str, Any]) -> dict[str, Any]:
-    """Results of the encoder by task."""
-    return {r["task"]: r for r in page["results"] if r["features"] == "encoder"}
+    """Results of the encoder by task, of those that are shares of right images."""
+    found = (r for r in page["results"] if r["features"] == "encoder")
+    return {r["task"]: r for r in found if r["ci"]}
 
 
 def _name(page: dict[str, Any]) -> str:
