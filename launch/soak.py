@@ -27,10 +27,10 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-SUPERVISED = "--supervise"
 PREEMPTED = 3
 BAD_INPUT = 5
-RESTARTS = "1000"  # more than any soak brings
+# How the run that is killed is started; more restarts than any soak brings.
+KILLED = ("--supervise", "--proof", "--max-restarts", "1000")
 
 
 def command(args: argparse.Namespace, words: Sequence[str], name: str, *more: str) -> list[str]:
@@ -83,9 +83,8 @@ def soak(args: argparse.Namespace, words: Sequence[str]) -> tuple[int, list[int]
         def over(share: float = share, until: float = until) -> bool:
             return len(kills) >= args.kills * share if args.kills else time.monotonic() > until
 
-        more = [SUPERVISED, "--proof", "--max-restarts", RESTARTS]
-        more += ["--local-processes", str(processes)] if processes > 1 else []
-        process = start(command(args, words, "killed", *more), log)
+        more = ["--local-processes", str(processes)] if processes > 1 else []
+        process = start(command(args, words, "killed", *KILLED, *more), log)
         code = _kill(process, args, pauses, kills, over)
         if code is None and phase < len(args.processes):
             process.terminate()
@@ -193,8 +192,7 @@ def main(argv: list[str]) -> int:
         return BAD_INPUT
     if args.dry_run:
         print(shlex.join(command(args, words, "unbroken", "--proof")))
-        more = [SUPERVISED, "--proof", "--max-restarts", RESTARTS]
-        print(shlex.join(command(args, words, "killed", *more)))
+        print(shlex.join(command(args, words, "killed", *KILLED)))
         span = f"for {args.minutes:g} minutes" if not args.kills else f"{args.kills} times"
         print(f"# kill -9 of a training process every {args.shortest:g} to {args.longest:g} s, "
               f"{span}")  # fmt: skip

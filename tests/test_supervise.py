@@ -137,12 +137,30 @@ def test_the_first_to_die_is_the_cause_and_the_others_its_victims(tmp_path, capf
     assert "JAX distributed service detected" in capfd.readouterr().err  # passed on
 
 
+def test_an_error_is_of_others_where_it_or_their_supervisor_says_so(tmp_path):
+    def cause(code: int, line: bytes, *elsewhere: str) -> str:
+        end: Any = SimpleNamespace(poll=lambda: code, returncode=code)
+        supervisor = supervise.Supervisor([], tmp_path, 1, 0, {})
+        ended = supervisor._wait([supervise.Child(0, end, deque([line]))])
+        supervisor._blame(ended, list(elsewhere))
+        return ended[0].cause
+
+    other = supervise.OF_OTHERS
+    assert cause(1, b"ValueError: no", "exit code 3", f"exit code 1{other}") == "exit code 1"
+    assert cause(1, b"ValueError: no", "SIGKILL") == f"exit code 1{other}"
+    assert cause(1, b"UNKNOWN: Connection closed by peer") == f"exit code 1{other}"
+    assert cause(-signal.SIGSEGV, b"", "SIGKILL") == "SIGSEGV"  # that is its own
+    assert cause(3, b"coordination", "SIGKILL") == "exit code 3"
+
+
 def test_of_several_deaths_at_once_an_abort_or_an_error_is_not_the_cause(tmp_path):
     supervisor = supervise.Supervisor([], tmp_path, 3, 0, {})
     codes = (-signal.SIGABRT, 1, -signal.SIGKILL)
     ends = [SimpleNamespace(poll=lambda code=code: code, returncode=code) for code in codes]
     children: Any = [supervise.Child(k, end, deque()) for k, end in enumerate(ends)]
-    assert [(child.number, child.cause) for child in supervisor._wait(children)] == [
+    ended = supervisor._wait(children)
+    supervisor._blame(ended, [])
+    assert [(child.number, child.cause) for child in ended] == [
         (2, "SIGKILL"), (1, "exit code 1, as process 2 had died"),
         (0, "SIGABRT, as process 2 had died"),
     ]  # fmt: skip
@@ -165,9 +183,10 @@ def test_sigterm_is_passed_on_and_the_end_waited_for(tmp_path):
 def test_bad_input_on_another_host_ends_this_one_too(tmp_path):
     (tmp_path / "restarts.jsonl").write_text('{"exit": 5}\n')  # of an earlier attempt
     assert watched(tmp_path, "SIGKILL,0")[0] == 0
+    row = json.dumps({"host": "other", "cause": "exit code 4", "exit": 4})
     program = f"""
 import os, signal
-open({str(tmp_path / "restarts.jsonl")!r}, "a").write('{{"host": "other", "exit": 4}}\\n')
+open({str(tmp_path / "restarts.jsonl")!r}, "a").write({row!r} + "\\n")
 os.kill(os.getpid(), signal.SIGKILL)
 """
     supervisor = supervise.Supervisor([sys.executable, "-c", program], tmp_path, 1, 9, {})

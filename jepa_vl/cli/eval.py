@@ -2,8 +2,6 @@
 
 import argparse
 import dataclasses
-import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -57,6 +55,7 @@ def run(args: argparse.Namespace, overrides: Sequence[configs.Override]) -> int:
         one_of("--name", name, REGISTRY)
     out = _out(args.json, workdir)
     from jepa_vl.training import checkpoint
+    from jepa_vl.training.checksum import tree_hash
     from jepa_vl.training.metrics import write_json
 
     trained, state, step = checkpoint.load(workdir.resolve(), step)
@@ -79,7 +78,7 @@ def run(args: argparse.Namespace, overrides: Sequence[configs.Override]) -> int:
     page = {
         "workdir": workdir.resolve().name, "step": step, "branch": branch,
         "objective": trained.objective, "config_hash": config_hash(trained),
-        "checkpoint_hash": _checkpoint_hash(state), "data_hash": images.data_hash(), "seed": seed,
+        "checkpoint_hash": tree_hash(state), "data_hash": images.data_hash(), "seed": seed,
         "git": meta["git"], "versions": meta["versions"], "results": results,
     }  # fmt: skip
     of_layers = f"_{layers}layers" if layers > 1 else ""
@@ -215,15 +214,6 @@ def _measure(
             if other["task"] == result["task"]
         }
     return results
-
-
-def _checkpoint_hash(state: Any) -> str:
-    """16 hex digits of the checksums of all arrays, as the checkpoint has them."""
-    from jepa_vl.training.checkpoint import FIELDS
-    from jepa_vl.training.checksum import checksums
-
-    found = checksums({name: getattr(state, name) for name in FIELDS})
-    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _without_text(config: Config) -> Config:

@@ -33,6 +33,8 @@ RESTARTS = 5
 POLL, LONGEST_PAUSE = 0.05, 60.0  # seconds
 GRACE = "JEPA_VL_GRACE_SECONDS"  # that the others have to end when one has died
 LOG = "restarts.jsonl"
+OF_OTHERS = ", as another process of the run had died"
+LOSS = (b"oordination", b"JAX distributed", b"by peer")  # on stderr
 PARENT = "JEPA_VL_SUPERVISOR"
 PATIENCE = "JEPA_VL_LOCK_SECONDS"  # of training.lock
 OWN = (
@@ -150,9 +152,10 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._ask)
         while True:
-            before = self._checkpoints()
+            before, logged = self._checkpoints(), self._size()
             children = self._launch()
             ended = self._wait(children)
+            self._blame(ended, [row["cause"] for row in self._rows(logged)])
             code = self._verdict([child.code for child in children])
             advanced = bool(self._checkpoints() - before)
             self.fruitless = 0 if advanced else self.fruitless + 1
@@ -216,19 +219,25 @@ class Supervisor:
                 for child in running:
                     child.process.kill()
             time.sleep(POLL)
-        self._blame(ended)
         return ended
 
-    def _blame(self, ended: list[Child]) -> None:
-        """Says of each what it died of."""
+    def _blame(self, ended: list[Child], elsewhere: list[str]) -> None:
+        """Says of each what it died of.
+
+        Args:
+          ended: in that order.
+          elsewhere: causes that the supervisors of other hosts have told since the launch.
+        """
+        ends = [_named(code) for code in AGREED]
+        one_died = any(cause not in ends and OF_OTHERS not in cause for cause in elsewhere)
         died = [child for child in ended if child.code not in AGREED]
         for child in ended:
             child.cause = _named(child.code or 0)
             other = f"process {died[0].number}" if died else ""
             if child in died and child is not died[0]:
                 child.cause += f", as {other} had died"
-            elif child.code == -signal.SIGABRT and _aborted_by_others(child):
-                child.cause += ", as another process of the run had died"
+            elif child.code in (-signal.SIGABRT, GAVE_UP) and (one_died or _lost_others(child)):
+                child.cause += OF_OTHERS
 
     def _verdict(self, codes: list[int | None]) -> int | None:
         """Exit code to end with; None: start again."""
@@ -283,12 +292,16 @@ class Supervisor:
 
     def _elsewhere(self) -> int | None:
         """Exit code that the supervisor of another host has ended the run with."""
-        if self._size() <= self._seen:
-            return None
+        ends = (row.get("exit") for row in self._rows(self._seen))
+        return next((code for code in ends if code in FINAL), None)
+
+    def _rows(self, since: int) -> list[dict[str, Any]]:
+        """Of the log, from that byte on."""
+        if self._size() <= since:
+            return []
         with (self.workdir / LOG).open("rb") as log:
-            log.seek(self._seen)
-            rows = [json.loads(line) for line in log if line.endswith(b"\n")]
-        return next((row["exit"] for row in rows if row.get("exit") in FINAL), None)
+            log.seek(since)
+            return [json.loads(line) for line in log if line.endswith(b"\n")]
 
     def _checkpoints(self) -> set[str]:
         folder = self.workdir / "checkpoints"
@@ -304,9 +317,9 @@ def _pass_on(child: Child) -> None:
         sys.stderr.buffer.flush()
 
 
-def _aborted_by_others(child: Child) -> bool:
-    """jax.distributed says why it aborts."""
-    return any(b"oordination" in line or b"JAX distributed" in line for line in child.tail)
+def _lost_others(child: Child) -> bool:
+    """jax.distributed says why it aborts; so does a collective whose peer is gone."""
+    return any(word in line for line in child.tail for word in LOSS)
 
 
 def _named(code: int) -> str:

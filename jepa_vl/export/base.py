@@ -11,7 +11,7 @@ import numpy as np
 
 from jepa_vl import tree
 from jepa_vl.config import Config, ConfigError
-from jepa_vl.models import vit, weights
+from jepa_vl.models import tensors, vit, weights
 from jepa_vl.models.layers import sincos_table
 from jepa_vl.shapes import Array
 
@@ -153,6 +153,12 @@ def rename(params: dict[str, Array], rows: Sequence[Row]) -> dict[str, Array]:
     return {
         row.foreign: np.concatenate([row.change(params[name]) for name in row.ours]) for row in rows
     }
+
+
+def write_weights(encoder: Encoder, folder: Path, rows: Iterable[Row]) -> None:
+    """The encoder and its position table under foreign names, for a library of torch's."""
+    renamed = rename({**encoder.params, "position": encoder.position()}, [*rows])
+    tensors.write(folder / WEIGHTS, renamed, {"format": "pt"}, "--out")
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -4,17 +4,16 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from jepa_vl.export.base import (
-    WEIGHTS,
     Encoder,
     Format,
     Row,
     dense,
     norm,
     patches,
-    rename,
     write_json,
+    write_weights,
 )
-from jepa_vl.models import tensors, vit
+from jepa_vl.models import vit
 from jepa_vl.models.frozen_vit import PREPROCESSOR
 from jepa_vl.models.layers import EPS, INIT_STD
 
@@ -89,8 +88,7 @@ def write(encoder: Encoder, folder: Path) -> None:
         "image_std": vit.IMAGENET_STD,
     }
     write_json(folder / PREPROCESSOR, processor)
-    params = {**encoder.params, "position": encoder.position()}
-    tensors.write(folder / WEIGHTS, rename(params, [*rows(c.depth)]), {"format": "pt"}, "--out")
+    write_weights(encoder, folder, rows(c.depth))
 
 
 FORMAT = Format(

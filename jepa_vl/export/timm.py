@@ -6,17 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from jepa_vl.export.base import (
-    WEIGHTS,
     Encoder,
     Format,
     Row,
     dense,
     norm,
     patches,
-    rename,
     write_json,
+    write_weights,
 )
-from jepa_vl.models import tensors, vit
+from jepa_vl.models import vit
 from jepa_vl.schema import EncoderConfig
 
 # The name alone says little: its arguments are all overridden. (timm's vit_base_patch16_gap_224
@@ -96,8 +95,7 @@ def write(encoder: Encoder, folder: Path) -> None:
         },
     }
     write_json(folder / "config.json", config)
-    params = {**encoder.params, "position": encoder.position()}
-    tensors.write(folder / WEIGHTS, rename(params, [*rows(c.depth)]), {"format": "pt"}, "--out")
+    write_weights(encoder, folder, rows(c.depth))
 
 
 FORMAT = Format(

@@ -27,6 +27,7 @@ HANDLERS = {
     "meta": ocp.JsonCheckpointHandler,
 }
 FOLDER = "checkpoints"  # of the workdir
+UNREADABLE = "the checkpoint of step {} cannot be read"
 PINS = "pinned.json"  # steps whose checkpoints stay
 SCORE = "knn/target"  # name in metrics.jsonl
 ASIDE = "damaged"  # folder of the workdir where damaged checkpoints lie
@@ -164,7 +165,7 @@ class Checkpoints:
           Damaged: they cannot be read.
         """
         items = ocp.args.Composite(data=ocp.args.JsonRestore(), meta=ocp.args.JsonRestore())
-        with _reading(step):
+        with reading(UNREADABLE.format(step)):
             found = self._manager.restore(step, args=items)
             return found["data"], found["meta"]
 
@@ -180,7 +181,7 @@ class Checkpoints:
           Damaged: arrays cannot be read, or are not those that were written.
         """
         arrays = {name: getattr(like, name) for name in FIELDS}
-        with _reading(step):
+        with reading(UNREADABLE.format(step)):
             stored = self._manager.item_metadata(step)["state"]
         problems = tree.diff(arrays, stored.tree if hasattr(stored, "tree") else stored)
         if problems:
@@ -191,7 +192,7 @@ class Checkpoints:
         items = ocp.args.Composite(
             state=ocp.args.StandardRestore(arrays),  # pyright: ignore[reportCallIssue]
         )
-        with _reading(step):
+        with reading(UNREADABLE.format(step)):
             found = self._manager.restore(step, args=items)["state"]
         wanted = self.describe(step)[1].get("checksums", {})  # older ones have none
         other = differing(wanted, checksums(found))
@@ -251,14 +252,13 @@ def _kept(keep: CheckpointConfig, pins: _Pinned) -> policies.PreservationPolicy:
 
 
 @contextmanager
-def _reading(step: int) -> Iterator[None]:
-    """What Orbax raises for files that are cut, gone or no longer its own."""
+def reading(what: str) -> Iterator[None]:
+    """What Orbax raises for files that are cut, gone or no longer its own is Damaged: ``what``."""
     try:
         yield
     except Exception as error:  # of many kinds, TensorStore's own among them
         lines = str(error).strip().splitlines()
-        reason = f"{type(error).__name__}: {lines[0] if lines else ''}"
-        raise Damaged(f"the checkpoint of step {step} cannot be read: {reason}") from error
+        raise Damaged(f"{what}: {type(error).__name__}: {lines[0] if lines else ''}") from error
 
 
 def load(workdir: Path, step: int | None = None) -> tuple[Config, TrainState, int]:

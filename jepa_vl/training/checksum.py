@@ -5,6 +5,9 @@ of mixed 32-bit words, computed where the arrays live; a flipped bit changes the
 forge them.
 """
 
+import hashlib
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -71,6 +74,12 @@ def _mix_on_host(x: np.ndarray) -> np.ndarray:
     x = (x ^ (x >> np.uint32(16))) * np.uint32(0x85EBCA6B)
     x = (x ^ (x >> np.uint32(13))) * np.uint32(0xC2B2AE35)
     return x ^ (x >> np.uint32(16))
+
+
+def tree_hash(weights: PyTree) -> str:
+    """16 hex digits of a pytree of arrays, the same on every mesh."""
+    told = json.dumps(checksums(weights), sort_keys=True).encode()
+    return hashlib.blake2b(told, digest_size=8).hexdigest()
 
 
 def differing(wanted: dict[str, str], found: dict[str, str]) -> list[str]:

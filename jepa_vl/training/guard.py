@@ -36,6 +36,11 @@ class Guard:
         """Goes on from where the checkpoint left the alarm."""
         self.config, self.keeper, self.events = config, keeper, events
         self.alarm = Alarm(config.health, keeper.meta.get("alarm"))
+        self._remember()
+
+    def _remember(self) -> None:
+        """The alarm's state goes into later checkpoints."""
+        self.keeper.more = {"alarm": self.alarm.to_dict()}
 
     def skipped(self, step: int) -> Verdict:
         """Too many steps were skipped in a row, the step before this one the last."""
@@ -43,14 +48,16 @@ class Guard:
         return self._back_or_end(last_good, 1.0, "not finite")
 
     def diagnosed(self, step: int, found: dict[str, Any]) -> Verdict:
-        """What the alarm makes of a step's diagnostics; its state goes into later checkpoints.
+        """What the alarm makes of a step's diagnostics.
 
         Args:
           step: done.
           found: of it, as metrics.jsonl gets them; {}: none were due.
         """
+        if not found:
+            return Verdict()
         troubles = self.alarm.judge({"step": step, **found})
-        self.keeper.more = {"alarm": self.alarm.to_dict()}
+        self._remember()
         for trouble in troubles:
             message = f"alarm: {trouble.message}"
             self.events.tell(step, "alarm", message, rule=trouble.name, **trouble.numbers)

@@ -181,22 +181,38 @@ class Keeper:
         Raises:
           ConfigError: saves have failed for ``checkpoint.patience_minutes``.
         """
-        if not distributed.alone() and step % self.config.log.every:
-            return  # to agree costs a message
+        if distributed.alone() or step % self.config.log.every == 0:  # to agree costs a message
+            self._learn(self._checkpoints.check, step)
+
+    def _learn(self, ended: Callable[[], bool], step: int) -> bool:
+        """Has the newest save not failed, in any process? If it has ended, what it means is said.
+
+        Args:
+          ended: has it? Raises what it failed with.
+          step: at which this is asked.
+        """
         whole = False
         try:
-            whole = self._checkpoints.check()
+            whole = ended()
         except Exception as error:
             self._error = error
         if distributed.any_says(self._error is not None):
             self._failed(self._error or RuntimeError("in another process"), step)
-        elif whole:
-            self._recovered(step)
-
-    def _recovered(self, step: int) -> None:
-        if self._failing is not None:
+            return False
+        if whole and self._failing is not None:
             self.say(f"step {step}: checkpoints can be written again")
-        self._failing, self._pause = None, FIRST_PAUSE
+        if whole:
+            self._failing, self._pause = None, FIRST_PAUSE
+        return True
+
+    def _wait(self, step: int) -> bool:
+        """As :meth:`_learn`, of a save that is waited for."""
+
+        def ended() -> bool:
+            self.wait()
+            return True
+
+        return self._learn(ended, step)
 
     def _failed(self, error: Exception, step: int) -> None:
         now = time.monotonic()
@@ -229,14 +245,7 @@ class Keeper:
         Raises:
           ConfigError: see :meth:`check`.
         """
-        while True:
-            try:
-                self._checkpoints.wait()
-            except Exception as error:
-                self._error = error
-            if not distributed.any_says(self._error is not None):
-                return self._recovered(step)
-            self._failed(self._error or RuntimeError("in another process"), step)
+        while not self._wait(step):
             while time.monotonic() < self._try_at:
                 time.sleep(0.1)
             save()
@@ -247,10 +256,7 @@ class Keeper:
         Returns:
           Its step; 0: there is none, the run begins again.
         """
-        try:
-            self.wait()
-        except Exception as error:
-            self._failed(error, before)
+        self._wait(before)
         back = max((step for step in self._checkpoints.steps() if step <= before), default=0)
         self._checkpoints.delete_after(back)
         self.start = self.saved_as = back

@@ -15,7 +15,7 @@ import numpy as np
 from jepa_vl.config import Config
 from jepa_vl.data.pipeline import Batch
 from jepa_vl.training import distributed
-from jepa_vl.training.checksum import checksums
+from jepa_vl.training.checksum import tree_hash
 from jepa_vl.training.state import TrainState
 
 FILE = "proof.jsonl"
@@ -37,12 +37,6 @@ def row_hashes(batch: Batch) -> np.ndarray:
             digest.update(np.ascontiguousarray(batch[name][row]).tobytes())
         out[row] = int.from_bytes(digest.digest(), "little")
     return out
-
-
-def tree_hash(weights: Any) -> str:
-    """16 hex digits of a pytree of arrays, the same on every mesh."""
-    told = json.dumps(checksums(weights), sort_keys=True).encode()
-    return hashlib.blake2b(told, digest_size=8).hexdigest()
 
 
 class Proof:

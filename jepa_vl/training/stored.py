@@ -21,10 +21,9 @@ from etils import epath
 from jepa_vl import tree
 from jepa_vl.config import ConfigError
 from jepa_vl.shapes import Array
-from jepa_vl.training.checkpoint import ASIDE, Damaged
+from jepa_vl.training.checkpoint import ASIDE, FOLDER, reading
 from jepa_vl.training.rebatch import SET_ASIDE
 
-CURRENT = "checkpoints"  # folder of the workdir that a run goes on from
 READ_BYTES = 2**28  # at a time
 _FINISHED = re.compile(r"\d+(\.\d+)?")  # of damaged ones with the number of the move
 
@@ -156,14 +155,8 @@ class Stored:
             return None
         return datetime.datetime.fromtimestamp(seconds).astimezone()
 
-    @contextlib.contextmanager
-    def _reading(self) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:  # of many kinds, TensorStore's own among them
-            lines = str(error).strip().splitlines()
-            reason = f"{type(error).__name__}: {lines[0] if lines else ''}"
-            raise Damaged(f"{self.folder.parent.name}/{self.folder.name}: {reason}") from error
+    def _reading(self) -> contextlib.AbstractContextManager[None]:
+        return reading(f"{self.folder.parent.name}/{self.folder.name}")
 
 
 def _steps(folder: Path) -> list[Stored]:
@@ -180,7 +173,7 @@ def current(workdir: Path) -> list[Stored]:
     Raises:
       ConfigError: the folder holds none.
     """
-    found = [stored for stored in _steps(workdir / CURRENT) if stored.folder.name.isdecimal()]
+    found = [stored for stored in _steps(workdir / FOLDER) if stored.folder.name.isdecimal()]
     if not found:
         raise ConfigError("workdir", str(workdir), "holds no finished checkpoint; train first")
     return found
