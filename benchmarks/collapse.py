@@ -44,7 +44,7 @@ SMALL: dict[str, Any] = {
     "encoder.image_size": 48, "encoder.width": 64, "encoder.depth": 2, "masks.context_tokens": 0,
     "predictor.width": 48, "predictor.depth": 2, "text.width": 48, "text.captions": 2,
     "train.steps": 480, "train.batch_size": 16, "optim.warmup_steps": 30, "data.workers": 0,
-    "log.every": 15, "log.diagnostics_every": 15, "log.diagnostics_images": 128,
+    "log.every": 10, "log.diagnostics_every": 10, "log.diagnostics_images": 128,
     "log.progress": "off", "log.tensorboard": False, "eval.every": 30, "eval.train_images": 500,
     "eval.val_images": 400, "checkpoint.every": 10_000, "health.lull": 480,
 }  # fmt: skip
@@ -211,7 +211,7 @@ def costs(runs: list[dict[str, Any]]) -> str:
 
 
 def in_time(run: dict[str, Any]) -> str:
-    """Was the alarm no later than the kNN's fall? Of a healthy run: was there none?
+    """Was the alarm before the kNN's fall? Of a healthy run: was there none?
 
     A run whose kNN never falls by two errors, and in which nothing fires, has not collapsed.
     """
@@ -222,7 +222,7 @@ def in_time(run: dict[str, Any]) -> str:
     if not alarms:
         return "missed" if falls[1] is not None else "no collapse, no alarm"
     first = alarms[0]["step"]
-    raw, clear = (step is None or first <= step for step in falls)
+    raw, clear = (step is None or first < step for step in falls)
     return "yes" if raw else "before it falls by two errors" if clear else "too late"
 
 
@@ -232,8 +232,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--data", choices=RECIPES, default="shapes_world")
     parser.add_argument("--path", default="", help="rsicd: folder that holds train and val")
     parser.add_argument("--runs", required=True, help="folder of the runs")
-    parser.add_argument("--collapse-seed", type=int, default=0, help="default 0")
-    parser.add_argument("--healthy-seeds", default="1,2,3,4,5,6", help="default 1,2,3,4,5,6")
+    parser.add_argument("--collapse-seed", type=int, default=17, help="default 17")
+    parser.add_argument("--healthy-seeds", default="21,22,23,24,25,26", help="default 21 to 26")
     parser.add_argument("--out", default="", help="JSON file; printed if absent")
     parser.add_argument("--table", default="", help="markdown file of all that --out holds")
     return parser.parse_args(argv)

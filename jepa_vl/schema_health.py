@@ -7,8 +7,8 @@ from jepa_vl.schema_key import key
 SHORTEST_LULL = 1000  # steps; shorter runs than this may end in it
 ACTIONS = ("warn", "keep", "stop", "rewind")
 RULES = (
-    "exploding", "std", "cosine", "rank", "dimensions", "predictor", "prediction", "held out",
-    "captions", "dead words",
+    "images", "pairs", "target", "runaway", "regularisers", "exploding", "std", "cosine", "rank",
+    "dimensions", "predictor", "prediction", "held out", "captions", "dead words",
 )  # fmt: skip
 
 
@@ -27,9 +27,13 @@ class HealthConfig:
         "steps for which the predictor may do no better than the mean target, as every run does at "
         "first; 0: half of the run, 1,000 or more",
     )
+    data_images: int = key(
+        512,
+        "training images whose pixels and captions are looked at before the first step; 0: none; "
+        "of fewer than 400 it cannot be told whether captions belong to their images",
+    )
     mute: tuple = key(
         (),
-        "rules that are not judged, of exploding, std, cosine, rank, dimensions, predictor, "
-        "prediction, held out, captions, dead words",
+        "rules that are not judged, of " + ", ".join(RULES),
     )
     rewind_lr: float = key(0.5, "rewind: factor on the learning rate from there on, below 1")

@@ -14,11 +14,17 @@ from tests.tiny import tiny_config
 WIDE = {"std": 0.5, "cosine": 0.6, "rankme": 18.0, "effective_rank": 20.0}
 WELL = {
     "held_out_loss": 3.0, "unexplained": 0.6, "text_gain": 0.3, "text_gain_noise": 0.03,
-    "std/predictor": 0.3, "dead_share": 0.1, "ema_drift": 0.02,
+    "std/predictor": 0.3, "dead_share": 0.1, "ema_drift": 0.02, "data/spread": 0.1,
+    "data/pairing": 10.0, "regulariser_gradient_ratio": 2.0,
     **{f"{name}/{branch}": value for branch in BRANCHES for name, value in WIDE.items()},
 }  # fmt: skip
 # What makes each rule fire, and what the message must hold beside the numbers.
 BAD = {
+    "images": ({"data/spread": 1e-3}, "jepa-vl data show"),
+    "pairs": ({"data/pairing": 0.5}, "jepa-vl data show"),
+    "target": ({"ema_drift": 1e-14}, "optim.ema"),
+    "runaway": ({"ema_drift": 0.4}, "optim.lr"),
+    "regularisers": ({"regulariser_gradient_ratio": 50.0}, "loss.sparse"),
     "exploding": ({"unexplained": 4.0}, "optim.lr"),
     "std": ({"std/context": 0.05}, "optim.ema"),
     "cosine": ({"cosine/target": 0.999}, "optim.ema"),
@@ -73,6 +79,14 @@ def test_a_muted_rule_is_silent(name):
     change, _ = BAD[name]
     muted = dataclasses.replace(CONFIG, mute=(name,))
     assert name not in {trouble.name for trouble in replay(rows({}, *[change] * 9), muted)}
+
+
+def test_data_and_weights_are_judged_from_the_start_and_a_copy_once_it_should_have_moved():
+    for name in ("images", "pairs", "regularisers"):
+        assert fired(replay(rows(*[BAD[name][0]] * 3), CONFIG)) == [(100, name)]
+    for name in ("target", "runaway"):
+        assert fired(replay(rows({"ema_drift": 0.0}, *[BAD[name][0]] * 3), CONFIG)) == [(200, name)]
+    assert replay(rows({"ema_drift": 0.0}, {}), CONFIG) == []
 
 
 def test_one_bad_row_is_no_alarm_and_patience_counts_rows_in_a_row():

@@ -26,6 +26,7 @@ def tiny_config(**overrides) -> ConfigDict:
     c.log.every, c.log.diagnostics_every, c.log.diagnostics_images = 1, 3, 8
     c.log.progress, c.log.tensorboard = "off", False
     c.eval.every, c.eval.train_images, c.eval.val_images, c.eval.k = 3, 32, 16, 5
+    c.health.data_images = 8
     c.checkpoint.every, c.checkpoint.keep_best = 3, 0
     c.update_from_flattened_dict(overrides)
     return c

@@ -124,14 +124,58 @@ def _unread(row: Row, best: Numbers) -> tuple[float, Numbers] | None:
     return -gain / max(noise, 1e-12), {"text_gain": gain, "text_gain_noise": noise}
 
 
-def _dead(row: Row, best: Numbers) -> tuple[float, Numbers] | None:
-    share = number(row, "dead_share")
-    return None if share is None else (share, {"dead_share": share})
+def _copy(row: Row, best: Numbers) -> tuple[float, Numbers] | None:
+    """By how many powers of ten the target is closer to the encoder than 1."""
+    drift = number(row, "ema_drift")
+    if drift is None or not row["step"]:  # both begin as one
+        return None
+    return -math.log10(max(drift, 1e-30)), {"ema_drift": drift}
+
+
+def _above(name: str) -> Measure:
+    def measure(row: Row, best: Numbers) -> tuple[float, Numbers] | None:
+        value = number(row, name)
+        return None if value is None else (value, {name: value})
+
+    return measure
+
+
+def _below(name: str) -> Measure:
+    def measure(row: Row, best: Numbers) -> tuple[float, Numbers] | None:
+        value = number(row, name)
+        return None if value is None else (-value, {name: value})
+
+    return measure
 
 
 DATA = "look whether images and captions are what they should be (`jepa-vl data show`)"
 APART = "lower optim.lr, raise optim.ema, or give anticollapse.variance and .covariance a weight"
 RULES: dict[str, Rule] = {
+    "images": Rule(
+        _below("data/spread"), -0.01, -0.02,
+        "the training images are all but one, or of one colour",
+        DATA,
+    ),
+    "pairs": Rule(
+        _below("data/pairing"), -2.5, -3.5,
+        "captions say no more of their own image than of others",
+        DATA,
+    ),
+    "target": Rule(
+        _copy, 5.0, 4.0,
+        "the target is the encoder itself and does not lag behind it",
+        "raise optim.ema",
+    ),
+    "runaway": Rule(
+        _above("ema_drift"), 0.2, 0.12,
+        "the encoder runs away from its target, by {ratio:.2f} of its length",
+        "lower optim.lr, lengthen optim.warmup_steps or lower optim.ema",
+    ),
+    "regularisers": Rule(
+        _above("regulariser_gradient_ratio"), 20.0, 12.0,
+        "the regularisers pull {ratio:.0f} times as hard as the prediction, which goes unlearnt",
+        "lower the weights loss.sparse, .consistency and .contrast",
+    ),
     "exploding": Rule(
         _exploding, 3.0, 1.5,
         "the predictor is {ratio:.1f} times as far from the targets as the mean target",
@@ -181,7 +225,7 @@ RULES: dict[str, Rule] = {
         lasts=0.25,
     ),
     "dead words": Rule(
-        _dead, 0.95, 0.8,
+        _above("dead_share"), 0.95, 0.8,
         "hardly a patch is similar to any word: L_sparse and L_consistency have no gradient",
         "loss.regulariser=centred or entropy, a longer loss.ramp_steps, lower weights loss.*",
         lasts=0.25,

@@ -204,6 +204,14 @@ def gather(values: Any) -> np.ndarray:
     return own[None] if alone() else np.asarray(multihost_utils.process_allgather(own))
 
 
+def as_first(numbers: dict[str, float]) -> dict[str, float]:
+    """Numbers of the same names, as process 0 has them, in float32 where there are several."""
+    if alone():
+        return numbers
+    own = np.array(list(numbers.values()), np.float32)
+    return dict(zip(numbers, gather(own.view(np.int32))[0].view(np.float32).tolist(), strict=True))
+
+
 def first_says(flag: bool) -> bool:
     """What process 0 says."""
     return bool(gather([flag])[0, 0])
