@@ -38,8 +38,9 @@ LAW = {
     "report": {"shapes", "tree", "schema", "config", "sharding", "models", "data", "objectives",
                "evaluators", "training"},
     "export": {"shapes", "tree", "schema", "config", "models"},
+    "scaling": {"shapes", "config"},
     "cli": {"", "shapes", "tree", "schema", "config", "sharding", "models", "data", "objectives",
-            "evaluators", "training", "report", "export", "hardware"},
+            "evaluators", "training", "report", "export", "scaling", "hardware"},
 }  # fmt: skip
 
 
