@@ -40,7 +40,7 @@ def no_evaluation(monkeypatch):
 
     health = SimpleNamespace(run=lambda state: {}, indices=list)
     monkeypatch.setattr(loop, "Health", lambda *args: health)
-    monkeypatch.setattr(loop.intake, "measure", lambda *args: {})
+    monkeypatch.setattr(loop.data_health, "measure", lambda *args: {})
     monkeypatch.setattr(loop.Run, "_make_knn", lambda self, encode: None)
 
 

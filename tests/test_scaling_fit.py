@@ -31,7 +31,7 @@ def test_planted_parameters_come_back_to_six_digits(method):
     ("vp", {"alpha": 0.34705, "beta": 0.35876, "E": 1.80911}, 0.01407**2),
 ])  # fmt: skip
 def test_the_published_answers_for_the_chinchilla_points(method, wanted, objective):
-    table = shared("scaling/chinchilla_234.csv")
+    table = shared("data/scaling/chinchilla_234.csv")
     found = fit.fit(law.read_csv(table, "N", "D", "loss"), method)
     for name, value in wanted.items():
         assert getattr(found.law, name) == pytest.approx(value, abs=2e-4), name

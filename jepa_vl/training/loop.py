@@ -11,7 +11,7 @@ from jepa_vl.config import Config, ConfigError, config_hash
 from jepa_vl.data import faults, pipeline, sources
 from jepa_vl.evaluators import features
 from jepa_vl.evaluators.knn import OnlineKnn
-from jepa_vl.training import compile_cache, distributed, flops, intake, result
+from jepa_vl.training import compile_cache, data_health, distributed, flops, result
 from jepa_vl.training import state as train_state
 from jepa_vl.training.checkpoint import SCORE, provenance
 from jepa_vl.training.console import Reporter
@@ -94,7 +94,7 @@ class Run:
         encode = features.make_encode(objective.encoder, mesh)
         held_out, log = self.held_out, self.faults
         self.health = Health(config, objective, self.frozen, mesh, held_out, encode, log)
-        self.intake = self._take_in()
+        self.of_data = self._look_at_data()
         self.knn = self._make_knn(encode)
         read = None if self.knn is None else self.knn.reader.describe()
         distributed.require_same("images for evaluation", [self.health.indices(), read])
@@ -146,11 +146,11 @@ class Run:
         if excess:
             self.reporter.say(f"warning: {excess}")
 
-    def _take_in(self) -> dict[str, float]:
+    def _look_at_data(self) -> dict[str, float]:
         """What the training images are like, in all processes as process 0 found it."""
         with self.clock.part("init"):
-            found = intake.measure(self.config, self.train_source)
-        self.reporter.say(intake.told(found))
+            found = data_health.measure(self.config, self.train_source)
+        self.reporter.say(data_health.told(found))
         return distributed.as_first(found)
 
     def _make_knn(self, encode: features.Encode) -> OnlineKnn | None:
@@ -175,7 +175,7 @@ class Run:
         """Diagnostics and kNN, where they are due after this many steps."""
         out: dict[str, Any] = {}
         if step % self.config.log.diagnostics_every == 0 or step == self.total:
-            out |= self.health.run(self.state) | self.intake
+            out |= self.health.run(self.state) | self.of_data
         if self.knn is not None and (step % self.config.eval.every == 0 or step == self.total):
             weights = self.objective.encoder_params(self.state.target, self.frozen)
             out[SCORE] = self.knn.run(weights)["knn"]

@@ -8,14 +8,14 @@ import pytest
 
 from jepa_vl.data import sources
 from jepa_vl.data.pipeline import TrainElement
-from jepa_vl.training import intake
+from jepa_vl.training import data_health
 from tests.tiny import tiny
 
 
 def measured(**settings) -> dict[str, float]:
     """Of shapes_world."""
     config = tiny(**{"data.train_size": 600, "health.data_images": 400} | settings)
-    return intake.measure(config, sources.open_sources(config)[0])
+    return data_health.measure(config, sources.open_sources(config)[0])
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def test_without_captions_or_with_few_images_there_is_no_pairing():
         found = measured(**settings)
         assert set(found) == {"data/images", "data/spread"}, settings
     assert measured(**{"health.data_images": 0}) == {}
-    assert "health.data_images=0" in intake.told({})
+    assert "health.data_images=0" in data_health.told({})
 
 
 @pytest.mark.parametrize("kind", ["grey", "one picture", "each of one colour"])
@@ -61,41 +61,41 @@ def test_the_dependence_is_that_of_the_criterion_and_none_where_nothing_differs(
     rng = np.random.default_rng(1)
     x = rng.normal(size=(300, 5))
     y = np.concatenate([x[:, :1] ** 3, rng.normal(size=(300, 3))], axis=1)
-    assert intake.dependence(x, y, rng) > 10
-    assert abs(intake.dependence(x, rng.normal(size=(300, 4)), rng)) < 4
-    assert np.isnan(intake.dependence(x, np.ones((300, 4)), rng))
+    assert data_health.dependence(x, y, rng) > 10
+    assert abs(data_health.dependence(x, rng.normal(size=(300, 4)), rng)) < 4
+    assert np.isnan(data_health.dependence(x, np.ones((300, 4)), rng))
     # Against the formula, tr(K H L H), with the same orders.
     h = np.eye(300) - 1 / 300
     k, l = x @ x.T, y @ y.T  # noqa: E741
     orders = np.random.default_rng(2)
-    chance = [orders.permutation(300) for _ in range(intake.PERMUTATIONS)]
+    chance = [orders.permutation(300) for _ in range(data_health.PERMUTATIONS)]
     values = np.array([np.trace(k @ h @ l[np.ix_(o, o)] @ h) for o in [np.arange(300), *chance]])
     wanted = (values[0] - values[1:].mean()) / values[1:].std()
-    found = intake.dependence(x, y, np.random.default_rng(2))
+    found = data_health.dependence(x, y, np.random.default_rng(2))
     np.testing.assert_allclose(found, wanted, rtol=1e-9)
 
 
 def test_embeddings_of_captions_do_as_well_as_words():
     states = np.arange(24, dtype=np.float16).reshape(2, 3, 4)
     mask = np.array([[1, 1, 0], [1, 0, 0]], bool)
-    found = intake.of_captions({"word_states": states, "word_mask": mask})
+    found = data_health.of_captions({"word_states": states, "word_mask": mask})
     np.testing.assert_allclose(found, states.astype(np.float64)[mask].mean(axis=0))
     np.testing.assert_array_equal(
-        intake.of_captions({"word_states": states, "word_mask": mask & False}), np.zeros(4)
+        data_health.of_captions({"word_states": states, "word_mask": mask & False}), np.zeros(4)
     )
-    assert intake.of_captions({"image": np.zeros(3)}) is None
+    assert data_health.of_captions({"image": np.zeros(3)}) is None
 
 
 def test_a_feature_of_an_image_says_where_and_how_it_waves():
     x = np.arange(64) / 64
     across = np.repeat(np.sin(2 * np.pi * 10 * x)[None, :, None], 64, 0).repeat(3, 2)
-    bands = intake.of_image(across.astype(np.float32))[-20:].reshape(5, 4)
+    bands = data_health.of_image(across.astype(np.float32))[-20:].reshape(5, 4)
     assert np.unravel_index(bands.argmax(), bands.shape) == (2, 0)  # 10/64 lies in 0.1 to 0.18
-    turned = intake.of_image(across.transpose(1, 0, 2).astype(np.float32))[-20:].reshape(5, 4)
+    turned = data_health.of_image(across.transpose(1, 0, 2).astype(np.float32))[-20:].reshape(5, 4)
     assert np.unravel_index(turned.argmax(), turned.shape) == (2, 2)
 
 
-def test_a_run_notes_it_and_an_alarm_says_what_is_wrong(tmp_path, capsys):
+def test_a_run_notes_it_and_an_alarm_says_what_is_wrong(one_device, tmp_path, capsys):
     import json
 
     from jepa_vl.training import loop
