@@ -100,7 +100,7 @@ def test_a_run_notes_it_and_an_alarm_says_what_is_wrong(one_device, tmp_path, ca
 
     from jepa_vl.training import loop
 
-    config = tiny(**{"log.progress": "lines"})
+    config = tiny(objective="ijepa", **{"log.progress": "lines"})
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=3))
     with mock.patch.object(TrainElement, "crop", lambda *_: np.full((32, 32, 3), 127, np.uint8)):
         assert loop.train(config, tmp_path) == 0

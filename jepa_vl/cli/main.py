@@ -15,6 +15,8 @@ from typing import Any, NoReturn
 
 from jepa_vl import __version__
 from jepa_vl.cli import configs
+from jepa_vl.cli.scaling_verbs import VERBS as SCALING
+from jepa_vl.cli.verb import Verb
 from jepa_vl.config import ConfigError
 
 BAD_INPUT, INTERRUPTED = 5, 130
@@ -36,6 +38,15 @@ SHAPES = {  # what the option's value stands for, and its help
     "--name": ("NAMES", ""),
     "--layers": ("N", ""),
     "--floor": ("", ""),  # a switch
+    "--csv": ("FILE", ""),
+    "--size": ("COLUMN", ""),
+    "--data": ("DATA", ""),
+    "--loss": ("COLUMN", ""),
+    "--run": ("COLUMN", ""),
+    "--method": ("NAME", ""),
+    "--drop-highest": ("N", ""),
+    "--draws": ("N", ""),
+    "--predict": ("SIZE,DATA", ""),
     "--seed": ("N", ""),
     "--first": ("FILE", "a file that `jepa-vl eval` wrote"),
     "--second": ("FILE", "another one"),
@@ -56,26 +67,6 @@ SHAPES = {  # what the option's value stands for, and its help
     "--processes": ("N", ""),
     "--process": ("K", ""),
 }
-
-
-class Verb:
-    """One command: its module, options and texts; ``module.run(args, overrides)`` does the work."""
-
-    def __init__(
-        self,
-        summary: str,
-        text: str,
-        example: str,
-        overrides: tuple[str, ...] = (),
-        **options: str,
-    ):
-        """``overrides``: beginnings of the keys that --config.KEY=VALUE may change.
-
-        A verb that takes --config may change all of them. ``options``: names (step_seconds is
-        --step-seconds) and their help. Empty text: it must be given; its help is the shared one.
-        """
-        self.summary, self.text, self.example, self.options = summary, text, example, options
-        self.overrides = ("",) if "config" in options else overrides
 
 
 VERBS = {
@@ -269,6 +260,7 @@ VERBS = {
         step="of the checkpoint (default: the newest)",
         out="folder to write, a new one",
     ),
+    **SCALING,
     "report": Verb(
         "draw what a run has learnt",
         "Writes one self-contained HTML page; the run may still be going on. With --proof it\n"

@@ -12,7 +12,7 @@ from jepa_vl.config import ConfigError
 from jepa_vl.scaling.law import Points
 from jepa_vl.shapes import Array
 
-SAME = 1.1  # compute of one budget may differ by this factor
+SAME = 1.2  # compute of one budget may differ by this factor
 
 
 class Budget(NamedTuple):
@@ -66,7 +66,7 @@ def compute_of(points: Points) -> Array:
 
 
 def budgets(compute: Array) -> list[Budget]:
-    """Groups rows whose compute differs by less than a tenth from the next, smallest first."""
+    """Groups rows whose compute differs by less than a fifth from the next, smallest first."""
     order = np.argsort(compute, kind="stable")
     cuts = np.flatnonzero(np.diff(np.log(compute[order])) > np.log(SAME)) + 1
     groups = np.split(order, cuts)

@@ -1,0 +1,26 @@
+"""The commands of scaling-law studies."""
+
+from jepa_vl.cli.verb import Verb
+
+VERBS = {
+    "scaling fit": Verb(
+        "fit a scaling law to a table",
+        "L(N, D) = E + A / N^alpha + B / D^beta, of a CSV file with a header, a row a\n"
+        "measurement: by variable projection (vp, least squares of L) or from many starts by\n"
+        "Huber's loss of log L (huber). Prints the parameters with 95 % intervals by the\n"
+        "bootstrap over runs, the sizes that are best by parabolas through budgets, and how well\n"
+        "the largest budget is foretold from the others.",
+        "jepa-vl scaling fit --csv points.csv --size N --data D --loss loss --json fit.json",
+        csv="table to read",
+        size="column of sizes, parameters say",
+        data="column of what was seen, images or tokens",
+        loss="column of what the law predicts",
+        run="column that tells runs apart (default: each row is one)",
+        method="vp (default) or huber",
+        drop_highest="leave out so many rows of the highest loss (default: 0)",
+        draws="of the bootstrap (default: 1000)",
+        seed="of the bootstrap (default: 0)",
+        predict="SIZE,DATA of a run whose loss is foretold",
+        json="file to write",
+    ),
+}
