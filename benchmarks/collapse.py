@@ -143,7 +143,8 @@ def train(config: Config, name: str, workdir: Path) -> None:
 
 def jobs(args: argparse.Namespace) -> list[tuple[str, int]]:
     """Collapses first, then healthy runs: name and seed."""
-    return [(name, args.collapse_seed) for name in COLLAPSES] + [
+    names = [name for name in COLLAPSES if not args.only or name in args.only.split(",")]
+    return [(name, args.collapse_seed) for name in names] + [
         (HEALTHY, int(seed)) for seed in args.healthy_seeds.split(",")
     ]
 
@@ -232,6 +233,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--data", choices=RECIPES, default="shapes_world")
     parser.add_argument("--path", default="", help="rsicd: folder that holds train and val")
     parser.add_argument("--runs", required=True, help="folder of the runs")
+    parser.add_argument("--only", default="", help="collapses, separated by commas (default: all)")
     parser.add_argument("--collapse-seed", type=int, default=17, help="default 17")
     parser.add_argument("--healthy-seeds", default="21,22,23,24,25,26", help="default 21 to 26")
     parser.add_argument("--out", default="", help="JSON file; printed if absent")

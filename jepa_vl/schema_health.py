@@ -7,8 +7,9 @@ from jepa_vl.schema_key import key
 SHORTEST_LULL = 1000  # steps; shorter runs than this may end in it
 ACTIONS = ("warn", "keep", "stop", "rewind")
 RULES = (
-    "images", "pairs", "target", "runaway", "regularisers", "exploding", "std", "cosine", "rank",
-    "dimensions", "predictor", "prediction", "held out", "captions", "dead words",
+    "images", "pairs", "target", "runaway", "regularisers", "exploding", "std", "cosine",
+    "targets", "rank", "dimensions", "predictor", "prediction", "held out", "captions",
+    "dead words",
 )  # fmt: skip
 
 

@@ -28,6 +28,7 @@ BAD = {
     "exploding": ({"unexplained": 4.0}, "optim.lr"),
     "std": ({"std/context": 0.05}, "optim.ema"),
     "cosine": ({"cosine/target": 0.999}, "optim.ema"),
+    "targets": ({"held_out_loss": 0.9}, "optim.ema"),
     "rank": ({"rankme/context": 2.0}, "anticollapse"),
     "dimensions": ({"effective_rank/target": 3.0}, "anticollapse"),
     "predictor": ({"std/predictor": 1e-4}, "optim.warmup_steps"),

@@ -25,6 +25,7 @@ Measure = Callable[[Row, Numbers], tuple[float, Numbers] | None]
 
 BRANCHES = ("context", "target")
 PREDICTORS = ("predictor", "predictor_text")
+START = "mean target's loss at the start"  # among the best values
 PREDICTS = 0.9  # unexplained share below which the predictor predicts
 
 
@@ -115,6 +116,23 @@ def _exploding(row: Row, best: Numbers) -> tuple[float, Numbers] | None:
     return value / least, {name: value, f"best {name}": best.get(name, value)}
 
 
+def mean_loss(row: Row) -> float | None:
+    """About the held-out loss of predicting the mean target, to which a collapse brings it near 0.
+
+    It is that where the loss is a square; Huber's, of errors below 1, nearly is.
+    """
+    loss, unexplained = number(row, "held_out_loss"), number(row, "unexplained")
+    return None if loss is None or not unexplained else loss / unexplained
+
+
+def _times_below_start(row: Row, best: Numbers) -> tuple[float, Numbers] | None:
+    """How many times less the mean target costs than at the start."""
+    now, start = mean_loss(row), best.get(START)
+    if now is None or start is None:
+        return None
+    return start / max(now, 1e-12), {"mean target's loss": now, "at the start": start}
+
+
 def _unread(row: Row, best: Numbers) -> tuple[float, Numbers] | None:
     """The standard errors by which the text gain falls short of 0."""
     gain, noise = (number(row, name) for name in ("text_gain", "text_gain_noise"))
@@ -190,6 +208,11 @@ RULES: dict[str, Rule] = {
         _times_below_best("cosine", room=True), 64.0, 25.0,
         "features of different images all but point one way, {ratio:.0f} times closer than before",
         APART,
+    ),
+    "targets": Rule(
+        _times_below_start, 2.5, 2.0,
+        "targets differ {ratio:.1f} times less than at the start: the mean one all but fits",
+        f"{APART}; see that nothing trains the target but its EMA",
     ),
     "rank": Rule(
         _times_below_best("rankme"), 6.0, 4.5,
@@ -281,6 +304,8 @@ class Alarm:
             better, value = BEST.get(name.split("/")[0]), number(row, name)
             if better is not None and value is not None:
                 self._best[name] = better(self._best.get(name, value), value)
+        if (start := mean_loss(row)) is not None:
+            self._best.setdefault(START, start)
 
     def _judge(self, name: str, row: Row) -> Trouble | None:
         rule, step = RULES[name], int(row["step"])
