@@ -130,7 +130,8 @@ def _times_below_start(row: Row, best: Numbers) -> tuple[float, Numbers] | None:
     now, start = mean_loss(row), best.get(START)
     if now is None or start is None:
         return None
-    return start / max(now, 1e-12), {"mean target's loss": now, "at the start": start}
+    loss = {"held_out_loss": float(row["held_out_loss"])}
+    return start / max(now, 1e-12), {**loss, "mean target's loss": now, "at the start": start}
 
 
 def _unread(row: Row, best: Numbers) -> tuple[float, Numbers] | None:
