@@ -246,7 +246,7 @@ RULES: dict[str, Rule] = {
         _unread, -2.0, -4.0,
         "the captions of another image do as well as an image's own: they are not read",
         f"{DATA}; loss.contrast and text.dropout make words tell",
-        lasts=0.25,
+        lasts=0.5,
     ),
     "dead words": Rule(
         _above("dead_share"), 0.95, 0.8,
