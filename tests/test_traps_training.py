@@ -303,6 +303,7 @@ def test_trap_43_images_are_never_flipped():
 def test_trap_44_what_is_evaluated_is_the_target_encoder():
     seen = []
     run = loop.Run.__new__(loop.Run)
+    run.of_data = {}
     run.config, run.total, run.frozen = tiny(), 6, {}
     run.objective = objectives.build(run.config)
     run.state = SimpleNamespace(params="online", target="target")
