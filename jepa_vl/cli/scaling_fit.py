@@ -12,8 +12,6 @@ from jepa_vl.config import ConfigError, one_of
 from jepa_vl.scaling import bootstrap, budgets, judge, law
 from jepa_vl.scaling.fit import METHODS, fit
 
-NEEDED = ("csv", "size", "data", "loss")
-
 
 def run(args: argparse.Namespace, overrides: Sequence[configs.Override]) -> int:
     """Fits the table, prints and writes what was found.
@@ -21,9 +19,6 @@ def run(args: argparse.Namespace, overrides: Sequence[configs.Override]) -> int:
     Raises:
       ConfigError: the table cannot be read or does not tell five parameters, or an option.
     """
-    for name in NEEDED:
-        if not getattr(args, name):
-            raise ConfigError(f"--{name}", "", "give the file, and the names of its columns")
     method = args.method or "vp"
     one_of("--method", method, METHODS)
     draws, seed = whole("--draws", args.draws or "1000", 20), whole("--seed", args.seed or "0", 0)

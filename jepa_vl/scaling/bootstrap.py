@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import scipy.stats
 
-from jepa_vl.scaling.fit import DELTA, Fit, Scaled, scale
+from jepa_vl.scaling.fit import DELTA, Fit, Scaled, huber, scale
 from jepa_vl.scaling.law import NAMES, Law, Points
 from jepa_vl.shapes import Array
 
@@ -43,12 +43,12 @@ class Draws(NamedTuple):
     def intervals(self) -> Mapping[str, tuple[float, float]]:
         """Of the parameters, and of the exponent a of N* ~ C^a."""
         columns: dict[str, Array] = dict(zip(NAMES, self.laws.T, strict=True))
-        columns["a"] = columns["beta"] / (columns["alpha"] + columns["beta"])
+        columns["a"] = np.asarray(Law(*self.laws.T).exponent)
         return {name: self.interval(values) for name, values in columns.items()}
 
     def predict(self, size: float, data: float) -> Array:
         """The loss of a run by each law, [draws]."""
-        return np.array([Law(*law)(size, data) for law in self.laws])
+        return Law(*self.laws.T)(size, data)
 
 
 def draw(points: Points, fit: Fit, method: str, draws: int, seed: int = 0) -> Draws:
@@ -60,8 +60,8 @@ def draw(points: Points, fit: Fit, method: str, draws: int, seed: int = 0) -> Dr
     rng, runs = np.random.default_rng(seed), int(points.run.max()) + 1
     counts = rng.multinomial(runs, np.full(runs, 1 / runs), size=draws)
     x = scale(points)
-    found = refine(x, encode(x, fit.law), counts[:, points.run], method)
     centre = encode(x, fit.law)
+    found = refine(x, centre, counts[:, points.run], method)
     found = centre + (found - centre) * np.sqrt(runs / max(runs - len(NAMES), 1))
     return Draws(np.array([decode(x, theta) for theta in found]), counts)
 
@@ -128,9 +128,7 @@ def _linear(
         gaps = total - x.loss
         return 0.5 * gaps**2, slopes, gaps
     gaps = np.log(total) - np.log(x.loss)
-    far = np.abs(gaps)
-    cost = np.where(far <= DELTA, 0.5 * gaps**2, DELTA * (far - 0.5 * DELTA))
-    return cost, slopes / total[..., None], gaps
+    return huber(gaps), slopes / total[..., None], gaps
 
 
 def _influence(gaps: Array, method: str) -> Array:

@@ -9,6 +9,7 @@ import numpy as np
 import scipy.optimize
 
 from jepa_vl.config import ConfigError
+from jepa_vl.scaling.fit import project
 from jepa_vl.scaling.law import Points
 from jepa_vl.shapes import Array
 
@@ -93,12 +94,9 @@ def parabola(points: Points, budget: Budget) -> Best | None:
     return Best(budget.compute, float(np.exp(at + middle)), float(c - a * at**2), inside)
 
 
-def best_sizes(points: Points, compute: Array | None = None) -> list[Best]:
+def best_sizes(points: Points) -> list[Best]:
     """The parabola of each budget that has one whose minimum lies inside (Approach 2)."""
-    found = [
-        parabola(points, budget)
-        for budget in budgets(compute_of(points) if compute is None else compute)
-    ]
+    found = [parabola(points, budget) for budget in budgets(compute_of(points))]
     return [best for best in found if best is not None and best.inside]
 
 
@@ -138,9 +136,7 @@ def saturating(compute: Array, loss: Array, weight: Array | None = None) -> Powe
     x, root = compute / unit, np.sqrt(np.ones_like(loss) if weight is None else weight)
 
     def solve(exponent: float) -> tuple[Array, float]:
-        columns = np.stack([np.ones_like(x), x**-exponent], axis=1) * root[:, None]
-        found, norm = scipy.optimize.nnls(columns, loss * root)
-        return found, float(norm)
+        return project([x**-exponent], loss, root)
 
     grid = np.geomspace(0.01, 5.0, 200)
     near = int(np.argmin([solve(g)[1] for g in grid]))

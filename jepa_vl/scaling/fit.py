@@ -7,6 +7,7 @@ optimum is missed (2404.10102).
 """
 
 import itertools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -75,19 +76,20 @@ def by_projection(points: Points) -> Fit:
     """Least squares of L by variable projection."""
     x = scale(points)
     root = np.sqrt(x.weight)
-    wanted = x.loss * root
 
     def solve(alpha: float, beta: float) -> tuple[Array, float]:
-        columns = np.stack([np.ones_like(x.size), x.size**-alpha, x.data**-beta], axis=1)
-        found, norm = scipy.optimize.nnls(columns * root[:, None], wanted)
-        return found, float(norm)
+        return project([x.size**-alpha, x.data**-beta], x.loss, root)
 
     def square(logs: Array) -> float:
-        return solve(*np.exp(np.clip(logs, -7.0, 3.0)))[1] ** 2 / len(wanted)
+        return solve(*np.exp(np.clip(logs, -7.0, 3.0)))[1] ** 2 / len(root)
 
     grid = [np.log(pair) for pair in itertools.product(EXPONENTS, EXPONENTS)]
     starts = sorted(grid, key=square)[:REFINED]
-    options = {"xatol": 1e-10, "fatol": 1e-18 * float(np.square(wanted).mean()), "maxiter": 2000}
+    options = {
+        "xatol": 1e-10,
+        "fatol": 1e-18 * float(np.square(x.loss * root).mean()),
+        "maxiter": 2000,
+    }
     ends = [
         scipy.optimize.minimize(square, start, method="Nelder-Mead", options=options)
         for start in starts
@@ -96,6 +98,28 @@ def by_projection(points: Points) -> Fit:
     exponents = np.exp(np.clip(best.x, -7.0, 3.0))
     law = x.law(*solve(*exponents)[0], *exponents)
     return Fit(law, float(best.fun), notes(law))
+
+
+def project(columns: Sequence[Array], loss: Array, root: Array) -> tuple[Array, float]:
+    """The least-squares problem that is left once the exponents are chosen.
+
+    Args:
+      columns: float64 [n] each, beside a column of ones, the floor.
+      loss: float64 [n].
+      root: float64 [n], square roots of the weights.
+
+    Returns:
+      The coefficients, none below 0, the floor first; and the norm of what they leave.
+    """
+    table = np.stack([np.ones_like(loss), *columns], axis=1)
+    found, norm = scipy.optimize.nnls(table * root[:, None], loss * root)
+    return found, float(norm)
+
+
+def huber(gap: Array) -> Array:
+    """Huber's loss of each gap, any shape."""
+    size = np.abs(gap)
+    return np.where(size <= DELTA, 0.5 * gap**2, DELTA * (size - 0.5 * DELTA))
 
 
 def by_huber(points: Points) -> Fit:
@@ -108,11 +132,9 @@ def by_huber(points: Points) -> Fit:
         top = parts.max(axis=0)
         total = top + np.log(np.exp(parts - top).sum(axis=0))
         share, gap = np.exp(parts - total), total - logs[2]
-        size = np.abs(gap)
-        value = np.where(size <= DELTA, 0.5 * gap**2, DELTA * (size - 0.5 * DELTA))
         pull = x.weight * np.clip(gap, -DELTA, DELTA) * share
         slope = np.array([*pull.sum(axis=1), -pull[1] @ logs[0], -pull[2] @ logs[1]])
-        return float(x.weight @ value) / DELTA**2, slope / DELTA**2
+        return float(x.weight @ huber(gap)) / DELTA**2, slope / DELTA**2
 
     mean, ends = float(x.loss.mean()), []
     options = {"maxiter": 5000, "maxfun": 10_000, "ftol": 1e-14, "gtol": 1e-8}

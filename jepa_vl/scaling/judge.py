@@ -9,7 +9,7 @@ from jepa_vl.config import ConfigError
 from jepa_vl.scaling.bootstrap import LEVEL
 from jepa_vl.scaling.budgets import PowerLaw, budgets, compute_of, saturating
 from jepa_vl.scaling.fit import fit
-from jepa_vl.scaling.law import Law, Points
+from jepa_vl.scaling.law import DIFFERENT, FEWEST, Law, Points
 from jepa_vl.shapes import Array
 
 FAR = 10.0  # an extrapolation over more than this factor of compute is not to be trusted
@@ -47,17 +47,19 @@ class Comparison(NamedTuple):
     at: float
 
 
-def hold_out(points: Points, method: str = "vp", compute: Array | None = None) -> HeldOut:
+def hold_out(points: Points, method: str = "vp") -> HeldOut:
     """Fits without the largest budget and foretells it.
 
     Raises:
       ConfigError: what is left does not tell the five parameters.
     """
-    largest = budgets(compute_of(points) if compute is None else compute)[-1]
+    largest = budgets(compute_of(points))[-1]
     rest = np.setdiff1d(np.arange(len(points.loss)), largest.rows)
     left = points.keep(rest)
-    if len(rest) < 6 or len(np.unique(left.size)) < 3 or len(np.unique(left.data)) < 3:
-        raise ConfigError("points beside the largest budget", len(rest), "6 or more, of 3 sizes")
+    different = min(len(np.unique(column)) for column in (left.size, left.data))
+    if len(rest) < FEWEST or different < DIFFERENT:
+        rule = f"{FEWEST} or more, of {DIFFERENT} sizes"
+        raise ConfigError("points beside the largest budget", len(rest), rule)
     law = fit(left, method).law
     there = points.keep(largest.rows)
     gaps = law(there.size, there.data) / there.loss - 1
@@ -74,13 +76,13 @@ def drop_highest(points: Points, count: int) -> tuple[Points, list[int]]:
     Raises:
       ConfigError: fewer than 6 would be left.
     """
-    if count < 0 or count > len(points.loss) - 6:
-        raise ConfigError("rows to drop", count, f"0 to {max(len(points.loss) - 6, 0)}")
+    most = len(points.loss) - FEWEST
+    if not 0 <= count <= most:
+        raise ConfigError("rows to drop", count, f"0 to {max(most, 0)}")
     order = np.argsort(points.loss, kind="stable")
     keep = np.sort(order[: len(order) - count])
     dropped = np.setdiff1d(np.arange(len(order)), keep).tolist()
-    kept = points.keep(keep)
-    return kept._replace(run=np.unique(kept.run, return_inverse=True)[1]), dropped
+    return points.keep(keep), dropped
 
 
 def far_beyond(compute: float, seen: Sequence[float] | Array) -> str:

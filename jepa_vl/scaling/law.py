@@ -9,7 +9,7 @@ from jepa_vl.config import ConfigError
 from jepa_vl.shapes import Array
 
 FEWEST = 6  # points for five parameters
-NAMES = ("E", "A", "B", "alpha", "beta")
+DIFFERENT = 3  # sizes, and amounts of data
 
 
 class Points(NamedTuple):
@@ -30,12 +30,13 @@ class Points(NamedTuple):
     weight: Array
 
     def keep(self, rows: Array) -> "Points":
-        """Those of a mask or of indices."""
-        return Points(*(x[rows] for x in self))
+        """Those of a mask or of indices; runs are numbered anew."""
+        kept = Points(*(x[rows] for x in self))
+        return kept._replace(run=_numbered(kept.run))
 
 
 class Law(NamedTuple):
-    """Its five parameters, float64."""
+    """Its five parameters, float64; arrays of them are as many laws."""
 
     E: float
     A: float
@@ -56,6 +57,14 @@ class Law(NamedTuple):
         """Size of least loss where size * data is ``product`` (Hoffmann et al., Eq. 4)."""
         ratio = self.alpha * self.A / (self.beta * self.B)
         return ratio ** (1 / (self.alpha + self.beta)) * np.power(product, self.exponent)
+
+
+NAMES = Law._fields
+
+
+def _numbered(run: Array) -> Array:
+    """The same names, or numbers, from 0 on without a gap."""
+    return np.unique(run, return_inverse=True)[1]
 
 
 def points(
@@ -86,9 +95,9 @@ def points(
         raise ConfigError("rows", count, f"at least {FEWEST}, for five parameters")
     for name in ("size", "data"):
         different = len(np.unique(arrays[name]))
-        if different < 3:
-            raise ConfigError(f"different values of {name}", different, "at least 3")
-    runs = np.arange(count) if run is None else np.unique(run, return_inverse=True)[1]
+        if different < DIFFERENT:
+            raise ConfigError(f"different values of {name}", different, f"at least {DIFFERENT}")
+    runs = np.arange(count) if run is None else _numbered(run)
     return Points(
         arrays["size"], arrays["data"], arrays["loss"], runs, arrays.get("weight", np.ones(count))
     )

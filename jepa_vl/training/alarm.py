@@ -151,18 +151,12 @@ def _copy(row: Row, best: Numbers) -> tuple[float, Numbers] | None:
     return -math.log10(max(drift, 1e-30)), {"ema_drift": drift}
 
 
-def _above(name: str) -> Measure:
+def _times(sign: int, name: str) -> Measure:
+    """A number itself, 1, or where smaller is worse its negative, -1."""
+
     def measure(row: Row, best: Numbers) -> tuple[float, Numbers] | None:
         value = number(row, name)
-        return None if value is None else (value, {name: value})
-
-    return measure
-
-
-def _below(name: str) -> Measure:
-    def measure(row: Row, best: Numbers) -> tuple[float, Numbers] | None:
-        value = number(row, name)
-        return None if value is None else (-value, {name: value})
+        return None if value is None else (sign * value, {name: value})
 
     return measure
 
@@ -171,12 +165,12 @@ DATA = "look whether images and captions are what they should be (`jepa-vl data 
 APART = "lower optim.lr, raise optim.ema, or give anticollapse.variance and .covariance a weight"
 RULES: dict[str, Rule] = {
     "images": Rule(
-        _below("data/spread"), -0.01, -0.02,
+        _times(-1, "data/spread"), -0.01, -0.02,
         "the training images are all but one, or of one colour",
         DATA,
     ),
     "pairs": Rule(
-        _below("data/pairing"), -2.5, -3.5,
+        _times(-1, "data/pairing"), -2.5, -3.5,
         "captions say no more of their own image than of others",
         DATA,
     ),
@@ -186,12 +180,12 @@ RULES: dict[str, Rule] = {
         "raise optim.ema",
     ),
     "runaway": Rule(
-        _above("ema_drift"), 0.2, 0.12,
+        _times(1, "ema_drift"), 0.2, 0.12,
         "the encoder runs away from its target, by {ratio:.2f} of its length",
         "lower optim.lr, lengthen optim.warmup_steps or lower optim.ema",
     ),
     "regularisers": Rule(
-        _above("regulariser_gradient_ratio"), 20.0, 12.0,
+        _times(1, "regulariser_gradient_ratio"), 20.0, 12.0,
         "the regularisers pull {ratio:.0f} times as hard as the prediction, which goes unlearnt",
         "lower the weights loss.sparse, .consistency and .contrast",
     ),
@@ -249,7 +243,7 @@ RULES: dict[str, Rule] = {
         lasts=0.5,
     ),
     "dead words": Rule(
-        _above("dead_share"), 0.95, 0.8,
+        _times(1, "dead_share"), 0.95, 0.8,
         "hardly a patch is similar to any word: L_sparse and L_consistency have no gradient",
         "loss.regulariser=centred or entropy, a longer loss.ramp_steps, lower weights loss.*",
         lasts=0.25,

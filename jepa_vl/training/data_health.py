@@ -5,6 +5,7 @@ the wrong key: a network learns from all of them without a complaint, and it tak
 features tell. Crops and captions tell at once.
 """
 
+import functools
 import itertools
 from concurrent.futures import ThreadPoolExecutor
 
@@ -80,15 +81,21 @@ def of_image(image: Array) -> Array:
     means, stds = (np.concatenate([f(cell, axis=0) for cell in cells]) for f in (np.mean, np.std))
     grey = image.mean(axis=2)
     power = np.square(np.abs(np.fft.fft2(grey - grey.mean())))
-    y, x = np.meshgrid(*(np.fft.fftfreq(size) for size in grey.shape), indexing="ij")
+    bands = [power[band] for band in _bands(*grey.shape)]
+    logs = [np.log(band.mean() + 1e-3) if band.size else 0.0 for band in bands]
+    return np.concatenate([means, stds, logs]).astype(np.float64)
+
+
+@functools.cache  # all crops are of one size
+def _bands(height: int, width: int) -> list[Array]:
+    """Which waves of a spectrum have about one length and direction, bool [H, W] each."""
+    y, x = np.meshgrid(*(np.fft.fftfreq(size) for size in (height, width)), indexing="ij")
     wave, angle = np.hypot(y, x), np.floor(np.arctan2(y, x) % np.pi / np.pi * ANGLES)
-    bands = [
-        power[(wave >= low) & (wave < high) & (angle == k)]
+    return [
+        (wave >= low) & (wave < high) & (angle == k)
         for low, high in itertools.pairwise(WAVES)
         for k in range(ANGLES)
     ]
-    logs = [np.log(band.mean() + 1e-3) if band.size else 0.0 for band in bands]
-    return np.concatenate([means, stds, logs]).astype(np.float64)
 
 
 def of_captions(batch: Batch) -> Array | None:

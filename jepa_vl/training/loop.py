@@ -61,7 +61,6 @@ class Run:
         unlocked = lock.take() if distributed.leads() else ""
         self.keeper = Keeper(config, workdir, self.clock, self.data, self.meta)
         self.start = self.done = self.keeper.start
-        self.of_data: dict[str, float] = {}  # until :meth:`begin` has looked at it
         distributed.require_same("step to go on from", self.start)
         progress = config.log.progress if distributed.leads() else "off"
         self.reporter = Reporter(progress, self.total, self.start)
