@@ -194,7 +194,7 @@ def _measure(
     for name, kind in kinds.items():
         for task in names:
             evaluator = REGISTRY[task](config, kind.read[read_by(task)])
-            scores, hits = evaluator.measure(kind.params)
+            scores, hits, *_ = evaluator.measure(kind.params)
             result = {"task": task, "features": name, "metrics": scores, "baselines": {}}
             protocol = {**common, **kind.protocol, **evaluator.protocol}
             if read_by(task) == LABELLED:

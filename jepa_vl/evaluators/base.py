@@ -5,7 +5,8 @@ calls them chooses the parameters (the branch, the step) and says how features c
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
@@ -33,7 +34,10 @@ class Features:
 Extract = Callable[[PyTree], Features]
 # Parameters of an encoder -> features of augmented views of held-out images, float [n, q, X].
 ViewsOf = Callable[[PyTree], Array]
-LABELLED, VIEWS = "labelled", "views"
+# What an evaluator is built with, beside the configuration: an Extract; a ViewsOf; a
+# network.Network, which trains parts of its own on images or patches; a joint.Joint, the whole
+# objective with its text side, called with (params, target) of a train state.
+LABELLED, VIEWS, NETWORK, JOINT = "labelled", "views", "network", "joint"
 
 
 class Measured(NamedTuple):
@@ -43,10 +47,14 @@ class Measured(NamedTuple):
       scores: numbers by name; accuracies lie in [0, 1] and are of the held-out part.
       hits: of each accuracy, which held-out images were right in which draw of the training part:
         bool [draws, m], whose mean it is.
+      ci: low and high end, 95 %, of scores that are no mean of hits, where the protocol knows them.
+      baselines: scores of something cheaper by the same protocol, by its name ("chance", "centre").
     """
 
     scores: dict[str, float]
     hits: dict[str, Array]
+    ci: Mapping[str, tuple[float, float]] = MappingProxyType({})
+    baselines: Mapping[str, dict[str, float]] = MappingProxyType({})
 
 
 class Evaluator(Protocol):
@@ -54,7 +62,7 @@ class Evaluator(Protocol):
 
     Attributes:
       protocol: the choices that its numbers depend on, fit for JSON.
-      reads: LABELLED, of an Extract, or VIEWS, of a ViewsOf: what it is built with.
+      reads: what it is built with: LABELLED, VIEWS, NETWORK or JOINT.
     """
 
     reads: ClassVar[str] = LABELLED
@@ -95,7 +103,7 @@ def register(name: str) -> Callable[[type], type]:
 
 
 def read_by(name: str) -> str:
-    """What the evaluator of a name reads: LABELLED or VIEWS."""
+    """What the evaluator of a name reads: LABELLED, VIEWS, NETWORK or JOINT."""
     return getattr(REGISTRY[name], "reads", LABELLED)
 
 
