@@ -42,15 +42,20 @@ def make_encode(encoder: Any, mesh: Mesh, layers: int = 1) -> Encode:
       layers: how many of the last blocks; their features, [B, D] each, lie side by side.
     """
 
-    def pool(params: PyTree, images: Array) -> Array:
-        if layers == 1:
-            tokens: Any = encoder.apply({"params": params}, images)
-        else:
-            tokens = last_layers(encoder, params, images, layers)
-        return jnp.mean(tokens, axis=1)
+    return over(mesh, lambda params, x: jnp.mean(last(encoder, params, x, layers), axis=1))
 
+
+def last(encoder: Any, params: PyTree, images: Array, layers: int) -> Array:
+    """Features of all patches of the last blocks side by side: [B, T, layers * D]."""
+    if layers == 1:
+        return encoder.apply({"params": params}, images)
+    return last_layers(encoder, params, images, layers)
+
+
+def over(mesh: Mesh, read: Callable[[PyTree, Array], Array]) -> Encode:
+    """Compiles a reading of images, spread over the mesh; every device gets the whole result."""
     place = batch_sharding(mesh)
-    compiled = jax.jit(pool, in_shardings=(None, place), out_shardings=replicated(mesh))
+    compiled = jax.jit(read, in_shardings=(None, place), out_shardings=replicated(mesh))
 
     def encode(params: PyTree, images: Array) -> Array:
         with jax.set_mesh(mesh):

@@ -1,0 +1,95 @@
+"""What protocols read that train parts of their own: a network, and the images of both parts."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from jepa_vl.config import Config, ConfigError
+from jepa_vl.data import faults
+from jepa_vl.data.sources import Source
+from jepa_vl.evaluators import features
+from jepa_vl.models.vit import ViT
+from jepa_vl.shapes import Array, PyTree
+
+
+class Network:
+    """An encoder over a mesh and the sources of both parts; parameters come with each call.
+
+    Attributes:
+      config: resolved.
+      encoder: ``encoder.apply({"params": p}, uint8 [B, H, W, 3]) -> [B, T, D]``.
+      mesh: that batches are spread over.
+      train, held_out: sources; a protocol reads what it needs of them.
+      log: lists images that cannot be used; None: nowhere.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        encoder: Any,
+        mesh: Mesh,
+        train: Source,
+        held_out: Source,
+        log: faults.Log | None = None,
+    ):
+        """Reads nothing yet."""
+        self.config, self.encoder, self.mesh, self.log = config, encoder, mesh, log
+        self.train, self.held_out = train, held_out
+        self._compiled: dict[tuple[int, bool], Callable[[PyTree, Array], Array]] = {}
+
+    @functools.cached_property
+    def labelled(self) -> features.Reader:
+        """The labelled images of both parts.
+
+        Raises:
+          ConfigError: one of the parts has no labelled image.
+        """
+        return features.Reader(self.config, self.train, self.held_out, self.log)
+
+    def tokens(self, params: PyTree, images: Array, layers: int = 1) -> Array:
+        """Features of all patches.
+
+        Args:
+          params: of the encoder.
+          images: uint8 [b, H, W, 3]; the mesh need not divide b.
+          layers: how many of the last blocks; their features lie side by side.
+
+        Returns:
+          float32 [b, T, layers * D], row-major patches, each layer after the final LayerNorm.
+
+        Raises:
+          ConfigError: the encoder has fewer layers that can be read.
+        """
+        return self._run(params, images, layers, False)
+
+    def pooled(self, params: PyTree, images: Array, layers: int = 1) -> Array:
+        """As :meth:`tokens`, averaged over the patches: float32 [b, layers * D]."""
+        return self._run(params, images, layers, True)
+
+    def _run(self, params: PyTree, images: Array, layers: int, pool: bool) -> Array:
+        if (layers, pool) not in self._compiled:
+            self._compiled[layers, pool] = self._compile(layers, pool)
+        shards = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+        missing = -len(images) % shards
+        whole = np.concatenate([images, np.repeat(images[-1:], missing, axis=0)])
+        return np.asarray(self._compiled[layers, pool](params, whole))[: len(images)]
+
+    def _compile(self, layers: int, pool: bool) -> Callable[[PyTree, Array], Array]:
+        if layers > self.depth:
+            rule = f"at most {self.depth}, the blocks that can be read"
+            raise ConfigError("layers", layers, rule)
+
+        def read(params: PyTree, images: Array) -> Array:
+            found = features.last(self.encoder, params, images, layers)
+            return jnp.mean(found, axis=1) if pool else found
+
+        return features.over(self.mesh, read)
+
+    @property
+    def depth(self) -> int:
+        """Blocks whose features can be read: all of a ViT, the last one of other encoders."""
+        return self.encoder.depth if isinstance(self.encoder, ViT) else 1
