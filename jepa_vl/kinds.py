@@ -15,6 +15,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "tar": (),
     "folder": (),
     "class_folder": ("split",),
+    "mask_folder": ("split",),
     "parquet": ("split",),
     "tfds": ("name", "split"),
     "array_record": (),

@@ -39,8 +39,8 @@ class DataConfig:
     kind: str = key(
         "shapes_world",
         "source: shapes_world (built in), tar (WebDataset), folder (captions.jsonl or .csv), "
-        "class_folder (a subfolder a class), parquet, tfds, array_record (written by "
-        "`jepa-vl data convert`), or a mixture of them",
+        "class_folder (a subfolder a class), mask_folder (images and masks), parquet, tfds, "
+        "array_record (written by `jepa-vl data convert`), or a mixture of them",
     )
     path: str = key(
         "", "folder of the source, or one file of it; tfds: its data_dir; unused by shapes_world"
@@ -51,8 +51,8 @@ class DataConfig:
     name: str = key("", "tfds: the dataset, as in coco_captions/2014:1.1.0; others: empty")
     split: str = key(
         "",
-        "tfds: split, empty for train; class_folder: subfolder; parquet: files whose names begin "
-        "with it; empty: all",
+        "tfds: split, empty for train; class_folder: subfolder; mask_folder: subfolder of both, or "
+        "VOC's list; parquet: files whose names begin with it; empty: all",
     )
     train_size: int = key(20_000, "shapes_world: number of distinct training scenes")
     caption_keys: tuple = key(

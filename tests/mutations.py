@@ -32,7 +32,7 @@ NAMES = {
     "loss.distance": (*DISTANCES.values(), ""),
     "encoder.variant": ("Ti", "S", "B", "L", "H", "g", ""),
     "tijepa.variant": ("small", "medium", "large", ""),
-    "data.kind": ("shapes_world", "tar", "folder", "parquet", "tfds", "mixture", "class_folder"),
+    "data.kind": ("shapes_world", "tar", "folder", "parquet", "tfds", "mixture", "mask_folder"),
     "frozen.image": ("random", ""),
 }
 INTEGERS = (0, 1, 2, 3, 4, 7, 8, 12, 16, 24, 64, 100, 127, 128, 129, 256, 1000, 1024, 4096, 65_536)

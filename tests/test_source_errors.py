@@ -211,7 +211,11 @@ def test_a_folder_is_told_which_list_counts(tmp_path):
         ({"data.kind": "parquet"}, "data.path", "needs the folder"),
         ({"data.kind": "tfds", "data.path": "x"}, "data.name", "needs the name"),
         ({"data.name": "coco"}, "data.name", "for tfds alone"),
-        ({"data.split": "train"}, "data.split", "for class_folder, parquet, tfds alone"),
+        (
+            {"data.split": "train"},
+            "data.split",
+            "for class_folder, mask_folder, parquet, tfds alone",
+        ),
         ({"data.kind": "tar", "data.path": "x", "eval.split": "v"}, "eval.split", "kind 'tar'"),
         ({"data.caption_pool": "all"}, "data.caption_pool", "'synthetic'"),
         ({"data.caption_pool": "synthetic"}, "data.caption_pool", "data.captions_file"),

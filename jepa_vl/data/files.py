@@ -78,7 +78,9 @@ def inside(path: str, key: str, where: str) -> str:
     return path
 
 
-def check_present(root: Path, paths: Sequence[str], key: str, listed_in: str) -> None:
+def check_present(
+    root: Path, paths: Sequence[str], key: str, listed_in: str, what: str = "image"
+) -> None:
     """Checks that all files are there; each folder is listed once.
 
     Raises:
@@ -90,7 +92,7 @@ def check_present(root: Path, paths: Sequence[str], key: str, listed_in: str) ->
         if path.parent not in listed:
             listed[path.parent] = set(os.listdir(path.parent)) if path.parent.is_dir() else set()
         if path.name not in listed[path.parent]:
-            rule = f"image {relative!r} (number {number} of {listed_in}) is not there"
+            rule = f"{what} {relative!r} (number {number} of {listed_in}) is not there"
             raise ConfigError(key, str(root), rule)
 
 

@@ -7,6 +7,7 @@ from jepa_vl.config import Config
 from jepa_vl.data.array_record import ArrayRecordSource
 from jepa_vl.data.class_folder import ClassFolderSource
 from jepa_vl.data.folder import FolderSource
+from jepa_vl.data.mask_folder import open_folder
 from jepa_vl.data.parquet import ParquetSource
 from jepa_vl.data.shapes_world import ShapesWorld
 from jepa_vl.data.tar import TarSource
@@ -50,6 +51,12 @@ def _class_folder(config: Config, place: Place) -> Any:
     return ClassFolderSource(place.path, place.split, place.key)
 
 
+def _mask_folder(config: Config, place: Place) -> Any:
+    data = config.data
+    names = data.caption_keys, data.label_key, data.image_keys
+    return open_folder(place.path, place.split, names, place.key)
+
+
 def _parquet(config: Config, place: Place) -> Any:
     data = config.data
     names = data.caption_keys, data.label_key, data.image_keys
@@ -68,6 +75,7 @@ SOURCES: dict[str, Callable[[Config, Place], Any]] = {
     "tar": _tar,
     "folder": _folder,
     "class_folder": _class_folder,
+    "mask_folder": _mask_folder,
     "parquet": _parquet,
     "tfds": _tfds,
     "array_record": _array_record,

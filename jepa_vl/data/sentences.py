@@ -9,6 +9,8 @@ from typing import Any
 
 import sentencex
 
+from jepa_vl.data.segments import Wrapped
+
 
 def split(text: str) -> list[str]:
     """The sentences of a caption, in their order, without the space around them.
@@ -21,7 +23,7 @@ def split(text: str) -> list[str]:
     return [part for part in parts if part]
 
 
-class Sentences:
+class Sentences(Wrapped):
     """A source whose captions are the sentences of another's captions."""
 
     def __init__(self, source: Any):

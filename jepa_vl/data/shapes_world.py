@@ -13,8 +13,9 @@ from typing import Any, SupportsIndex
 
 import numpy as np
 
-from jepa_vl.data.scenes import Scene, SceneObject, pick, random_scene, render, shuffled
+from jepa_vl.data.scenes import SHAPES, Scene, SceneObject, pick, random_scene, render, shuffled
 from jepa_vl.data.textures import TEXTURES
+from jepa_vl.shapes import Array
 
 _VERSION = 4  # raise it whenever a pixel or a caption changes
 _SPLITS = ("train", "val")
@@ -125,10 +126,12 @@ class ShapesWorld:
 
     Attributes:
       classes: names of the labels, in order.
+      segment_classes: names of the numbers that :meth:`segments` gives.
       image_size: side of the images, pixels.
     """
 
     classes: tuple[str, ...] = tuple(TEXTURES)
+    segment_classes: tuple[str, ...] = ("background", *SHAPES)
 
     def __init__(self, seed: int, length: int, image_size: int, split: str = "train"):
         """Names the scenes; none is made yet.
@@ -190,6 +193,21 @@ class ShapesWorld:
             "objects": list(scene.objects),
             "word_objects": list(captions.values()),
         }
+
+    def segments(self, index: SupportsIndex) -> Array:
+        """The shape that is seen at each pixel: uint8 [H, W], numbered as ``segment_classes``.
+
+        Raises:
+          IndexError: index not in [0, length).
+        """
+        item = self.annotate(index)
+        shapes = [self.segment_classes.index(thing.shape) for thing in item["objects"]]
+        return np.array([0, *shapes], np.uint8)[item["mask"]]
+
+    @property
+    def segmented(self) -> Array:
+        """Each scene has a mask: bool [length]."""
+        return np.ones(self.length, bool)
 
     def _key(self, index: int) -> str:
         return f"{self.split}-{index:08d}"

@@ -13,6 +13,7 @@ from jepa_vl.config import ConfigError
 from jepa_vl.data import catalogue
 from jepa_vl.data.embeddings import text_hash
 from jepa_vl.data.records import parse_object, read_captions
+from jepa_vl.data.segments import Wrapped
 from jepa_vl.data.storage import local
 from jepa_vl.shapes import Array
 
@@ -79,7 +80,7 @@ class CaptionsFile:
         return {"digest": np.array(digest.hexdigest()), "hashes": ranked, "spans": places}
 
 
-class Joined:
+class Joined(Wrapped):
     """A source whose images have the captions of a file, beside their own or in their place.
 
     Attributes:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from jepa_vl.config import Config, ConfigError, one_of, reads_text
-from jepa_vl.data import mixture, storage
+from jepa_vl.data import mixture, segments, storage
 from jepa_vl.data.records import class_names
 from jepa_vl.data.registry import SOURCES as SOURCES
 from jepa_vl.data.registry import Place as Place
@@ -51,7 +51,7 @@ class Source(Protocol):
     def __getitem__(self, index: int, /) -> Record: ...
 
 
-class Subset:
+class Subset(segments.Wrapped):
     """Some records of a source, in the order of the indices."""
 
     def __init__(self, source: Source, indices: Sequence[int] | Array, part: str = "subset"):
@@ -88,8 +88,17 @@ class Subset:
     def __getitem__(self, index: int) -> Record:
         return self.source[int(self.indices[index])]
 
+    @property
+    def segmented(self) -> Array:
+        """Of these records."""
+        return super().segmented[self.indices]
 
-class Relabelled:
+    def segments(self, index: int) -> Array:
+        """Of a record of these."""
+        return super().segments(int(self.indices[index]))
+
+
+class Relabelled(segments.Wrapped):
     """A source whose labels count in another, larger tuple of classes."""
 
     def __init__(self, source: Source, classes: tuple[str, ...]):

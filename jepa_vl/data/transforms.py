@@ -119,6 +119,24 @@ def centre_box(width: int, height: int) -> Box:
     return left, top, left + side, top + side
 
 
+def upright_size(image: bytes, key: str = "") -> tuple[int, int]:
+    """Width and height as people see it; only the header is read.
+
+    Raises:
+      BadSample: the bytes are no image.
+    """
+    try:
+        opened = Image.open(io.BytesIO(image))
+        sideways = opened.getexif().get(_ORIENTATION, 1) in turbo.SIDEWAYS
+    except Exception as error:  # damaged files make Pillow's readers raise almost anything
+        why = _BUFFER.sub("", f"{type(error).__name__}: {error}")
+        raise BadSample(
+            "image", "data.path", key, f"is no image that can be read: {why}"
+        ) from error
+    width, height = opened.size
+    return (height, width) if sideways else (width, height)
+
+
 def _crop(
     image: bytes | Array,
     key: str,
