@@ -66,8 +66,8 @@ def oracle(one, pooled=False):
     words = o.captions.module.apply({"params": one.target["text"]}, batch["word_ids"], mask)
     words, out = np.asarray(words, np.float64), np.zeros((b, n, 2))
     images, texts = o.sides(one.params, one.target, {}, batch, jax.random.key(0))
-    to_image = np.asarray(o._predict(one.params, "to_image", texts, o._repeat(images, n)))
-    to_text = np.asarray(o._predict(one.params, "to_text", o._repeat(images, n), texts))
+    to_image = np.asarray(o.predict(one.params, "to_image", texts, o._repeat(images, n)))
+    to_text = np.asarray(o.predict(one.params, "to_text", o._repeat(images, n), texts))
     for i in range(b):
         for j in np.flatnonzero(batch["caption_mask"][i]):
             valid, pair = mask[i, j], i * n + j

@@ -49,10 +49,12 @@ def run(args: argparse.Namespace, overrides: Sequence[configs.Override]) -> int:
     branch = args.branch or BRANCHES[0]
     one_of("--branch", branch, BRANCHES)
     from jepa_vl.evaluators import REGISTRY
+    from jepa_vl.evaluators.base import LABELLED, VIEWS, read_by
 
-    names = args.name.split(",") if args.name else list(REGISTRY)
+    known = [name for name in REGISTRY if read_by(name) in (LABELLED, VIEWS)]
+    names = args.name.split(",") if args.name else known
     for name in names:
-        one_of("--name", name, REGISTRY)
+        one_of("--name", name, known)
     out = _out(args.json, workdir)
     from jepa_vl.training import checkpoint
     from jepa_vl.training.checksum import tree_hash

@@ -192,10 +192,11 @@ class Reader:
             [index for index in indices.tolist() if index not in bad]
             for indices, bad in zip(self.indices, self._bad, strict=True)
         ]
-        return _data_hash(zip(self.parts, used, strict=True))
+        return data_hash(zip(self.parts, used, strict=True))
 
 
-def _data_hash(parts: Iterable[tuple[Source, list[int]]]) -> str:
+def data_hash(parts: Iterable[tuple[Source, list[int]]]) -> str:
+    """16 hex digits of the images of sources at the indices, in their order."""
     digest = hashlib.sha256()
     for source, indices in parts:
         digest.update(source.fingerprint.encode() + np.array(indices, np.int64).tobytes())
@@ -250,7 +251,7 @@ class Views:
 
     def data_hash(self) -> str:
         """16 hex digits of the images, in their order."""
-        return _data_hash([(self.source, self.indices)])
+        return data_hash([(self.source, self.indices)])
 
     def describe(self) -> dict[str, Any]:
         """Which images these are."""

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from jepa_vl.config import Config
 from jepa_vl.models import fast, shared_space, stack, vit
+from jepa_vl.objectives import pairing
 from jepa_vl.objectives.base import (
     Batch,
     masked_pool,
@@ -104,6 +105,7 @@ class Contrastive(ReadsCaptions):
         self.captions: CaptionTower = CaptionTower(config)
         self.head = shared_space.Head(config.contrastive.width, dtype)
         self.criterion = LOSSES[config.contrastive.loss]
+        self.pairing = pairing.Cosine(self)
 
     def init(self, rng: Array, batch: Batch) -> PyTree:
         """Parameters, float32: {image, head} and, where the text tower is trained, {text}."""
@@ -156,11 +158,13 @@ class Contrastive(ReadsCaptions):
 
     def _rows(self, params: PyTree, patches: Array, words: Array, word_valid: Array) -> Rows:
         pooled = {"image": jnp.mean(patches, axis=1), "text": masked_pool(words, word_valid)}
-        sides = {}
-        for name, features in pooled.items():
-            y: Any = self.head.apply({"params": params["head"][name]}, features)
-            sides[name] = y / fast.safe_norm(y)[:, None]
+        sides = {name: self.project(params, name, x) for name, x in pooled.items()}
         return Rows(**sides, valid=jnp.any(word_valid, axis=-1))
+
+    def project(self, params: PyTree, name: str, features: Array) -> Array:
+        """Pooled features [B, D] of a tower, image or text, in the shared space: unit rows."""
+        y: Any = self.head.apply({"params": params["head"][name]}, features)
+        return y / fast.safe_norm(y)[:, None]
 
 
 def _scalars(params: PyTree) -> dict[str, Array]:

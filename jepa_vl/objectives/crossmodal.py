@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jepa_vl.config import Config
 from jepa_vl.models import cross_predictor, stack, vit
-from jepa_vl.objectives import losses
+from jepa_vl.objectives import losses, pairing
 from jepa_vl.objectives.base import Batch, Predicted, register, rescale_init, tower_spread
 from jepa_vl.objectives.captions import CaptionTower, ReadsCaptions
 from jepa_vl.objectives.sides import TARGETS, Encode, Partial, Pure, Side, image_side, text_side
@@ -54,13 +54,14 @@ class CrossModal(ReadsCaptions):
         # What is predicted from one side alone serves all pairs that this side is in.
         self._pairwise = self.all_pairs_one_by_one if c.context_fraction else self.all_pairs
         self.energy_masks = c.energy_masks if c.context_fraction else 1
+        self.pairing = (pairing.Shown if c.context_fraction else pairing.Pure)(self)
 
     def init(self, rng: Array, batch: Batch) -> PyTree:
         """Parameters, float32: {image, to_image, to_text} and, where it is trained, {text}."""
         keys = jax.random.split(rng, 5)
         params, words = self.captions.init(keys[1], batch)
         params["image"] = self.encoder.init(keys[0], batch["image"])["params"]
-        image = functools.partial(self._patches, params["image"])
+        image = functools.partial(self.patches, params["image"])
 
         def nothing(mask: Array) -> Array:
             del mask
@@ -98,7 +99,7 @@ class CrossModal(ReadsCaptions):
         to_image, to_text = _errors(*predictions, *pairs)
         pair = batch["caption_mask"].reshape(-1) & jnp.any(texts.tgt_valid, axis=-1)
         parts = losses.masked_mean(to_image, pair), losses.masked_mean(to_text, pair)
-        total = self._weigh(*parts)
+        total = self.weigh(*parts)
         metrics = {
             "loss": total,
             "loss/predict": total,
@@ -128,15 +129,11 @@ class CrossModal(ReadsCaptions):
     def sides(
         self, params: PyTree, target: PyTree, frozen: PyTree, batch: Batch, rng: Array
     ) -> tuple[Side, Side]:
-        """What both modalities bring to a pair: B images, and P = B * N captions.
-
-        A retrieval evaluator makes the sides of a whole data set batch by batch and hands them to
-        :meth:`all_pairs`.
-        """
+        """What both modalities bring to a pair: B images, and P = B * N captions."""
 
         def encoders(weights: PyTree) -> tuple[Encode, Encode]:
-            words = functools.partial(self._words, weights, frozen, batch)
-            return functools.partial(self._patches, weights["image"]), words
+            words = functools.partial(self.words, weights, frozen, batch)
+            return functools.partial(self.patches, weights["image"]), words
 
         images, words = zip(encoders(params), encoders(target), strict=True)
         return self._sides(images, words, batch, rng)
@@ -150,10 +147,11 @@ class CrossModal(ReadsCaptions):
         images = image_side(*image, batch["image"], self.view, self.targets, keys[0])
         return images, text_side(*words, mask, self.view, self.targets, keys[1])
 
-    def _patches(self, weights: PyTree, *args: Array) -> Array:
+    def patches(self, weights: PyTree, *args: Array) -> Array:
+        """Patches [B, T, D] of images or, with an index, of the visible patches [B, K, D]."""
         return self.encoder.apply({"params": weights}, *args)  # pyright: ignore[reportReturnType]
 
-    def _words(self, weights: PyTree, frozen: PyTree, batch: Batch, mask: Array) -> Array:
+    def words(self, weights: PyTree, frozen: PyTree, batch: Batch, mask: Array) -> Array:
         """Words [B * N, S, E] that have read those in ``mask``, bool [B, N, S], alone."""
         states = self.captions.words(weights, frozen, {**batch, "word_mask": mask}).states
         return states.reshape(-1, *states.shape[2:])
@@ -165,8 +163,8 @@ class CrossModal(ReadsCaptions):
     def predictions(self, params: PyTree, images: Side, texts: Side) -> tuple[Array, Array]:
         """What is asked for of P pairs, of the images and of the texts: [P, C, D] each."""
         return (
-            self._predict(params, "to_image", texts, images),
-            self._predict(params, "to_text", images, texts),
+            self.predict(params, "to_image", texts, images),
+            self.predict(params, "to_text", images, texts),
         )
 
     def energy(
@@ -189,11 +187,11 @@ class CrossModal(ReadsCaptions):
 
     def all_pairs(self, params: PyTree, images: Side, texts: Side) -> Array:
         """[B, P] energies by matrix products; exact where predictions know one side alone."""
-        to_image = self._predict(params, "to_image", texts, _first(images, texts))
-        to_text = self._predict(params, "to_text", images, _first(texts, images))
-        return self._weigh(
-            _pairwise_mse(images.targets, images.tgt_valid, to_image),
-            _pairwise_mse(texts.targets, texts.tgt_valid, to_text).T,
+        to_image = self.predict(params, "to_image", texts, _first(images, texts))
+        to_text = self.predict(params, "to_text", images, _first(texts, images))
+        return self.weigh(
+            losses.pairwise_mse(images.targets, images.tgt_valid, to_image),
+            losses.pairwise_mse(texts.targets, texts.tgt_valid, to_text).T,
         )
 
     def all_pairs_one_by_one(self, params: PyTree, images: Side, texts: Side) -> Array:
@@ -202,15 +200,17 @@ class CrossModal(ReadsCaptions):
 
         def row(image: Side) -> Array:
             same = jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), image)
-            return self._weigh(*self.errors(params, same, texts))
+            return self.weigh(*self.errors(params, same, texts))
 
         return jax.lax.map(row, images)
 
-    def _predict(self, params: PyTree, name: str, source: Side, asked: Side) -> Array:
+    def predict(self, params: PyTree, name: str, source: Side, asked: Side) -> Array:
+        """What predictor ``name`` makes of one side for what the other asks for: [R, C, D]."""
         module: Callable[..., Any] = getattr(self, name).apply
         return module({"params": params[name]}, source.tokens, asked.own, asked.query_idx)
 
-    def _weigh(self, to_image: Array, to_text: Array) -> Array:
+    def weigh(self, to_image: Array, to_text: Array) -> Array:
+        """The sum of both directions by their weights."""
         c = self.config.crossmodal
         return c.text_to_image * to_image + c.image_to_text * to_text
 
@@ -241,21 +241,3 @@ def _first(side: Side, rows: Side) -> Side:
     """What a side asks for, which is the same in all rows, for as many rows as another side has."""
     count = rows.targets.shape[0]
     return jax.tree.map(lambda x: jnp.broadcast_to(x[:1], (count, *x.shape[1:])), side)
-
-
-def _pairwise_mse(targets: Array, valid: Array, predictions: Array) -> Array:
-    """Mean over width and valid tokens of (target - prediction)^2, for all pairs.
-
-    Args:
-      targets: [A, C, D]; valid: bool [A, C].
-      predictions: [B, C, D].
-
-    Returns:
-      [A, B] float32.
-    """
-    weight = valid.astype(targets.dtype)
-    own = jnp.sum(jnp.square(targets) * weight[..., None], axis=(1, 2))
-    other = jnp.einsum("ac,bc->ab", weight, jnp.sum(jnp.square(predictions), axis=-1))
-    cross = jnp.einsum("acd,bcd->ab", targets * weight[..., None], predictions)
-    count = jnp.maximum(jnp.sum(weight, axis=1), 1.0) * targets.shape[-1]
-    return (own[:, None] + other - 2.0 * cross) / count[:, None]

@@ -76,3 +76,21 @@ def sparsity_terms(
         return masked_mean(per_token, token_valid)
 
     return average(REGULARISERS[regulariser].density(o)), average(deviation)
+
+
+def pairwise_mse(targets: Array, valid: Array, predictions: Array) -> Array:
+    """Mean over width and valid tokens of (target - prediction)^2, for all pairs.
+
+    Args:
+      targets: [A, C, D]; valid: bool [A, C].
+      predictions: [B, C, D].
+
+    Returns:
+      [A, B] float32.
+    """
+    weight = valid.astype(targets.dtype)
+    own = jnp.sum(jnp.square(targets) * weight[..., None], axis=(1, 2))
+    other = jnp.einsum("ac,bc->ab", weight, jnp.sum(jnp.square(predictions), axis=-1))
+    cross = jnp.einsum("acd,bcd->ab", targets * weight[..., None], predictions)
+    count = jnp.maximum(jnp.sum(weight, axis=1), 1.0) * targets.shape[-1]
+    return (own[:, None] + other - 2.0 * cross) / count[:, None]

@@ -67,15 +67,22 @@ class Partial:
         """A fixed number of patches, so that the encoder skips the others."""
         rows, count = valid.shape
         shown = min(max(round(self.fraction * count), 1), count - 1)
-        order = jnp.argsort(jax.random.uniform(key, (rows, count)), axis=1).astype(jnp.int32)
+        order = jnp.argsort(_chance(key, (rows, count)), axis=1).astype(jnp.int32)
         parts = order[:, :shown], order[:, shown:]
         return View(parts[0], valid[:, :shown], parts[1], valid[:, shown:])
 
     def text(self, valid: Array, key: Array) -> View:
         """Each word by itself: captions differ in length."""
-        chosen = valid & (jax.random.uniform(key, valid.shape) < self.fraction)
+        chosen = valid & (_chance(key, valid.shape) < self.fraction)
         positions = _positions(valid)
         return View(positions, chosen, positions, valid & ~chosen)
+
+
+def _chance(key: Array, shape: tuple[int, int]) -> Array:
+    """Uniform [R, T], by one key, or by a key for each row, [R], whatever the other rows."""
+    if not key.ndim:
+        return jax.random.uniform(key, shape)
+    return jax.vmap(lambda own: jax.random.uniform(own, shape[1:]))(key)
 
 
 def _positions(valid: Array) -> Array:
@@ -112,7 +119,7 @@ def image_side(
     Args:
       online, ema: ``(images, visible patches or None) -> tokens``, by either tower.
       view: what is shown and asked for; targets: of :data:`TARGETS`.
-      key: of the view.
+      key: of the view; or one for each row, [R].
     """
     full = online(images)
     valid = jnp.ones(full.shape[:2], bool)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jepa_vl.config import Config, ConfigError
 from jepa_vl.models import crosser, predictor, stack
 from jepa_vl.models.layers import gather
-from jepa_vl.objectives import losses
+from jepa_vl.objectives import losses, pairing
 from jepa_vl.objectives.base import (
     Batch,
     Predicted,
@@ -98,6 +98,7 @@ class TIJepa(ReadsCaptions):
             how=how,
         )
         self.distance = losses.DISTANCES[config.loss.distance]
+        self.pairing = pairing.Masked(self)
 
     def init(self, rng: Array, batch: Batch) -> PyTree:
         """Parameters, float32: {crosser, predictor}."""
@@ -134,7 +135,7 @@ class TIJepa(ReadsCaptions):
         del rng, ramp  # neither dropout nor regularisers
         full = self.image.all_patches(frozen, batch)
         visible = self.code.visible(self.image, frozen, batch, full)
-        words, word_valid = self._words(frozen, batch)
+        words, word_valid = self.words(frozen, batch)
         aux = self.predict(params, target, (visible, full), (words, word_valid), batch)
         distance = self.distance(aux["prediction"], aux["targets"])
         valid = batch.get("tgt_valid")
@@ -180,11 +181,11 @@ class TIJepa(ReadsCaptions):
         Their mean over patches is what the paper classifies sentiment from.
         """
         crossed: Any = self.crosser.apply(
-            {"params": target}, self.image.all_patches(frozen, batch), *self._words(frozen, batch)
+            {"params": target}, self.image.all_patches(frozen, batch), *self.words(frozen, batch)
         )
         return crossed
 
-    def _words(self, frozen: PyTree, batch: Batch) -> tuple[Array, Array]:
+    def words(self, frozen: PyTree, batch: Batch) -> tuple[Array, Array]:
         """All captions of an image as one text: states [B, N * S, E], bool [B, N * S]."""
         states, valid = self.captions.one_text({}, frozen, batch)
         return self.code.normalise(states), valid
