@@ -21,7 +21,29 @@ CONTENT = ("*.json", "*.safetensors", "*.model", "*.txt")  # what a fingerprint 
 # Of a checkpoint of ours: its manifest names the files that its arrays lie in.
 RUN_CONTENT = ("meta/metadata", "state/manifest.ocdbt")
 CHECKPOINTS = "checkpoints"  # what makes a folder the workdir of a run of ours
+FILES = (".safetensors", ".pth", ".pth.tar", ".pt", ".bin", ".ckpt")  # of weights alone
 META = "meta.json"  # of a folder of cached embeddings
+
+
+def find(path: str, key: str) -> Path:
+    """The folder, or the one file of weights, that a configuration names.
+
+    A ``model.safetensors`` beside a config.json stands for their folder.
+
+    Args:
+      path: as for :func:`locate`, or a file of one of :data:`FILES`.
+      key: configuration key of the path, for errors.
+
+    Raises:
+      ConfigError: see :func:`locate`.
+    """
+    file = Path(os.path.expanduser(path))
+    if path.startswith((HUB, PACKAGE)) or not path.endswith(FILES) or os.path.isdir(file):
+        return locate(path, key)
+    if not os.path.isfile(file):
+        raise ConfigError(key, path, "no such file")
+    beside = file.name == WEIGHTS and (file.parent / "config.json").is_file()
+    return (file.parent if beside else file).resolve()
 
 
 @functools.lru_cache
@@ -139,14 +161,19 @@ def fingerprint(path: str, key: str) -> str:
     Of a run of ours: of what tells its newest checkpoint from any other.
 
     Raises:
-      ConfigError: see :func:`locate`.
+      ConfigError: see :func:`find`.
     """
-    folder = locate(path, key)
+    folder = find(path, key)
+    if folder.is_file():
+        return _digest(folder)[:16]
     run = is_run(folder)
     folder = newest_checkpoint(folder, (key, path)) if run else folder
     digest = hashlib.sha256()
     for file in sorted({f for p in (RUN_CONTENT if run else CONTENT) for f in folder.glob(p)}):
-        with open(file, "rb") as stream:
-            content = hashlib.file_digest(stream, "sha256").hexdigest()
-        digest.update(f"{file.name}/{content}\n".encode())
+        digest.update(f"{file.name}/{_digest(file)}\n".encode())
     return digest.hexdigest()[:16]
+
+
+def _digest(file: Path) -> str:
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -187,9 +187,9 @@ class FrozenConfig:
 
     image: str = key(
         "",
-        "image tower: workdir of ours (its target encoder); ViT, I-JEPA or DINOv2 as a folder, "
-        "package:NAME or hub:OWNER/MODEL, described by encoder; random: an untrained one, for "
-        "tests and as a control",
+        "image tower: workdir of ours (its target encoder); ViT, I-JEPA or DINOv2 as a folder of "
+        "transformers or timm, package:NAME, hub:OWNER/MODEL or a file of weights; an export of "
+        "ours; described by encoder; random: an untrained one, for tests and as a control",
     )
     text: str = key(
         RANDOM, "text.kind hashed: workdir whose text tower it is; random: an untrained one"

@@ -18,7 +18,7 @@ from jepa_vl.cli.main import main, one_line
 from jepa_vl.config import Config, ConfigError, config_hash, resolve, to_dict
 from jepa_vl.data import masking, sources
 from jepa_vl.methods import DISTANCES
-from jepa_vl.models import frozen_vit, text
+from jepa_vl.models import text
 from jepa_vl.training import plan
 from tests.mutations import HUGE, WORLD, commands, holder, recipe, trees
 from tests.test_recipes import ROOT, TOWERS
@@ -48,7 +48,7 @@ def no_downloads(tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(pretrained, "_from_hub", from_hub)
-        for module in (text, frozen_vit):
+        for module in (text, pretrained):
             patched.setattr(module, "locate", locate)
         yield
 

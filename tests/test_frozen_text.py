@@ -14,7 +14,7 @@ from jepa_vl import objectives, sharding, tree
 from jepa_vl.cli.main import main
 from jepa_vl.config import ConfigError
 from jepa_vl.data import captions, embeddings, pipeline, sources
-from jepa_vl.models import frozen_vit
+from jepa_vl.models import intake
 from jepa_vl.training import state as train_state
 from jepa_vl.training.checkpoint import load
 from jepa_vl.training.health import to_device
@@ -189,8 +189,9 @@ def test_a_run_resumes_with_the_same_tower_alone_wherever_it_lies(tower, tmp_pat
     assert "Words on patches" in (workdir / "report.html").read_text()
 
     _, state, _ = load(workdir)
-    module = frozen_vit.build(str(workdir), "image.path", 32)
-    params = frozen_vit.load(str(workdir), "image.path", module)
+    source = intake.open_source(str(workdir), "image.path")
+    module = intake.build(source, 32)
+    params = intake.load(source, module)
     pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3)).astype(np.uint8)
     expected = objectives.build(config_of(tower)).encoder.apply({"params": state.target}, pixels)
     np.testing.assert_allclose(module.apply({"params": params}, pixels), expected, atol=1e-5)

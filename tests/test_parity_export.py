@@ -9,7 +9,7 @@ from safetensors import safe_open
 
 from jepa_vl.data.transforms import centre_crop
 from jepa_vl.export import write
-from jepa_vl.models import frozen_vit, vit
+from jepa_vl.models import frozen_vit, intake, vit
 from tests import exports
 
 pytest.importorskip("torch")
@@ -45,8 +45,9 @@ def test_the_files_of_a_hub_model_say_what_was_trained(folder, encoder):
 
 
 def test_what_leaves_to_transformers_comes_back_bit_by_bit(folder, encoder):
-    module = frozen_vit.build(str(folder), "image.path", 32)
-    params = frozen_vit.load(str(folder), "image.path", module)
+    source = intake.open_source(str(folder), "image.path")
+    module = intake.build(source, 32)
+    params = intake.load(source, module)
     back = frozen_vit.as_vit(params, encoder.config.encoder.grid, ("image.path", str(folder)))
     found = exports.tree.flatten(back)
     assert found.keys() == encoder.params.keys()

@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from jepa_vl.config import ConfigError
-from jepa_vl.models import frozen_vit, vit
+from jepa_vl.models import frozen_vit, intake, vit
 from jepa_vl.models.frozen_vit import FrozenViT
 from jepa_vl.models.layers import sincos_table
 from tests import onnx_file, towers
@@ -43,8 +43,9 @@ def theirs(model, pixels, cls):
 
 
 def ours(folder, pixels):
-    module = frozen_vit.build(str(folder), KEY, pixels.shape[1])
-    params = frozen_vit.load(str(folder), KEY, module)
+    source = intake.open_source(str(folder), KEY)
+    module = intake.build(source, pixels.shape[1])
+    params = intake.load(source, module)
     return np.asarray(module.apply({"params": params}, pixels))
 
 
@@ -92,13 +93,14 @@ def test_an_ijepa_folder_with_the_fixed_positions_serves_our_encoder(tmp_path):
     model = towers.ijepa()
     where = (KEY, str(tmp_path))
     model.save_pretrained(tmp_path)
-    module = frozen_vit.build(str(tmp_path), KEY, 32)
+    source = intake.open_source(str(tmp_path), KEY)
+    module = intake.build(source, 32)
     with pytest.raises(ConfigError, match="off the sin-cos table"):
-        frozen_vit.as_vit(frozen_vit.load(str(tmp_path), KEY, module), 4, where)
+        frozen_vit.as_vit(intake.load(source, module), 4, where)
     with torch.no_grad():
         model.embeddings.position_embeddings.copy_(torch.tensor(sincos_table(48, 4))[None])
     model.save_pretrained(tmp_path)
-    params = frozen_vit.as_vit(frozen_vit.load(str(tmp_path), KEY, module), 4, where)
+    params = frozen_vit.as_vit(intake.load(source, module), 4, where)
     encoder = vit.ViT(32, 8, 48, 2, 3, 96)
     expected = theirs(model, images(), 0)
     found = np.asarray(encoder.apply({"params": params}, images()))
@@ -109,7 +111,7 @@ def test_variants_that_are_not_here_are_refused_by_name(tmp_path):
     config = transformers.Dinov2Config(use_swiglu_ffn=True, **towers.IMAGE_SIZES)
     transformers.Dinov2Model(config).save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match="use_swiglu_ffn = True"):
-        frozen_vit.build(str(tmp_path), KEY, 32)
+        intake.open_source(str(tmp_path), KEY)
 
 
 def test_a_real_dinov2_of_an_installed_wheel_equals_transformers(tmp_path):
@@ -132,7 +134,8 @@ def test_a_real_dinov2_of_an_installed_wheel_equals_transformers(tmp_path):
     found = ours(tmp_path, images(224, 1))
     assert found.shape == (1, 256, 384)
     assert np.abs(found - expected).max() < 1e-5 * np.abs(expected).max()
-    tower: FrozenViT = frozen_vit.build(str(tmp_path), KEY, 224, jnp.bfloat16)
-    params = frozen_vit.load(str(tmp_path), KEY, tower, jnp.bfloat16)
+    source = intake.open_source(str(tmp_path), KEY)
+    tower: FrozenViT = intake.build(source, 224, jnp.bfloat16)
+    params = intake.load(source, tower, jnp.bfloat16)
     half = np.asarray(tower.apply({"params": params}, images(224, 1)))
     assert np.linalg.norm(half - expected) < 3e-2 * np.linalg.norm(expected)

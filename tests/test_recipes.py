@@ -10,10 +10,10 @@ from pathlib import Path
 import jax
 import pytest
 
-from jepa_vl import objectives, sharding, tree
+from jepa_vl import objectives, pretrained, sharding, tree
 from jepa_vl.cli import configs
 from jepa_vl.config import ConfigError, resolve, to_dict
-from jepa_vl.models import frozen_vit, text
+from jepa_vl.models import text
 from jepa_vl.training import state as train_state
 from jepa_vl.training.step import make_step
 
@@ -83,7 +83,7 @@ def no_downloads(tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(text, "locate", locate)
-        patched.setattr(frozen_vit, "locate", locate)
+        patched.setattr(pretrained, "locate", locate)
         yield
 
 

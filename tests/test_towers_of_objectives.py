@@ -12,7 +12,7 @@ from jepa_vl.cli.main import main
 from jepa_vl.config import ConfigError
 from jepa_vl.data import embeddings, pipeline, sources
 from jepa_vl.evaluators import features
-from jepa_vl.models import frozen_vit, text
+from jepa_vl.models import intake, text
 from tests import towers
 from tests.test_step import Bench, batches
 from tests.tiny import tiny
@@ -113,8 +113,9 @@ def test_tijepa_trains_and_is_evaluated_behind_a_pretrained_image_tower(image_to
     assert all(np.isfinite(m["loss"]) and m["bad_steps"] == 0 for m in metrics)
     assert metrics[0]["target_std"] > 0
     image = bench.objective.image
-    module = frozen_vit.build(str(image_tower), "frozen.image", 32)
-    params = frozen_vit.load(str(image_tower), "frozen.image", module)
+    source = intake.open_source(str(image_tower), "frozen.image")
+    module = intake.build(source, 32)
+    params = intake.load(source, module)
     held_out = sources.open_sources(bench.config)[1]
     pixels = next(pipeline.eval_batches(bench.config, held_out, np.arange(4), 4))["image"]
     found = image.all_patches(bench.frozen, {"image": pixels})

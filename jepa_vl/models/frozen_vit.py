@@ -1,7 +1,6 @@
-"""Pretrained image towers: ViT, I-JEPA and DINOv2 of Hugging Face, and our own runs."""
+"""Pretrained image towers: ViT, I-JEPA and DINOv2; what they are read from is :mod:`.intake`."""
 
 import functools
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -11,11 +10,10 @@ from flax import linen as nn
 
 from jepa_vl import tree
 from jepa_vl.config import ConfigError
-from jepa_vl.models import fast, runs, vit, weights
+from jepa_vl.models import fast, vit, weights
 from jepa_vl.models.layers import EPS, NORMAL, Attention, LayerNorm, Mlp, gather, sincos_table
 from jepa_vl.models.stack import Plan, run_blocks
 from jepa_vl.models.weights import Rule, conv, dense, flat, norm, require
-from jepa_vl.pretrained import is_run, locate, read_json
 from jepa_vl.schema import EncoderConfig
 from jepa_vl.shapes import Array, PyTree, check_shape
 from jepa_vl.sharding import constrain
@@ -219,60 +217,10 @@ def shape_of(encoder: EncoderConfig) -> VitShape:
     )
 
 
-def native_shape(path: str, key: str) -> VitShape:
-    """What the tower at a path was trained as.
-
-    Args:
-      path: a Hugging Face folder, or the workdir of a run of ours; see ``pretrained.locate``.
-      key: configuration key of the path, for errors.
-
-    Raises:
-      ConfigError: no tower there, or a variant that is not here.
-    """
-    folder, where = locate(path, key), (key, path)
-    if is_run(folder):
-        return shape_of(runs.read_config(folder, where).encoder)
-    there = (folder / PREPROCESSOR).is_file()
-    preprocessor = read_json(folder, PREPROCESSOR, key) if there else {}
-    return read_shape(read_json(folder, "config.json", key), preprocessor, where)
-
-
-def build(path: str, key: str, image_size: int, dtype: Any = jnp.float32) -> FrozenViT:
-    """The tower that lies at a path, for square images of a size.
-
-    Args:
-      path, key: see :func:`native_shape`.
-      image_size: pixels, a multiple of the tower's patch.
-      dtype: of matrix products.
-
-    Raises:
-      ConfigError: no tower there, or the size does not fit.
-    """
-    shape = native_shape(path, key)
-    if image_size % shape.patch:
-        raise ConfigError(key, path, f"{image_size} px is no multiple of its patch {shape.patch}")
-    return FrozenViT(shape._replace(grid=image_size // shape.patch), dtype)
-
-
 def expected(shape: VitShape) -> PyTree:
     """Shapes of a tower's parameters; nothing is computed."""
     images = jax.ShapeDtypeStruct((1, shape.side, shape.side, 3), jnp.uint8)
     return weights.expected(FrozenViT(shape), images)
-
-
-def load(path: str, key: str, module: FrozenViT, dtype: Any = jnp.float32) -> PyTree:
-    """Its weights, numpy arrays; matrices in ``dtype``, positions resized to the module's grid.
-
-    Raises:
-      ConfigError: the files do not fit; lists how.
-    """
-    folder, where, native = locate(path, key), (key, path), native_shape(path, key)
-    if is_run(folder):
-        params = _from_run(folder, native, where, dtype)
-    else:
-        params = weights.load(folder, RULES, expected(native), where, dtype)
-    position = resize_positions(params["position"], native.cls, module.shape.grid)
-    return {**params, "position": position.astype(dtype)}
 
 
 def untrained(shape: VitShape, rng: Array) -> PyTree:
@@ -303,11 +251,3 @@ def as_vit(params: PyTree, grid: int, where: tuple[str, str]) -> PyTree:
     if gap > 1e-5:
         raise ConfigError(*where, f"its positions are off the sin-cos table by {gap:.2g}")
     return {name: value for name, value in params.items() if name != "position"}
-
-
-def _from_run(workdir: Path, shape: VitShape, where: tuple[str, str], dtype: Any) -> PyTree:
-    """The target encoder of a run; its positions, fixed there, are stored here."""
-    like = {name: leaf for name, leaf in expected(shape).items() if name != "position"}
-    params = runs.read(workdir, "image", like, where)
-    params = {**params, "position": sincos_table(shape.width, shape.grid)}
-    return jax.tree.map(lambda x: x.astype(dtype) if x.ndim > 1 else x, params)

@@ -1,6 +1,6 @@
 """Towers out of the checkpoints of our own runs."""
 
-import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +10,17 @@ import orbax.checkpoint as ocp
 
 from jepa_vl import tree
 from jepa_vl.config import Config, ConfigError, resolve
-from jepa_vl.pretrained import newest_checkpoint
+from jepa_vl.pretrained import newest_checkpoint, read_json
 from jepa_vl.shapes import PyTree
 
 # Where the state of a run may hold a tower; the EMA comes before what is trained.
-PLACES = {
-    "image": ("target", "target/image"),
-    "text": ("target/text", "params/text"),
+PLACES = {"text": ("target/text", "params/text")}
+# Where it holds the image encoder of a branch; each has patches, which nothing else has.
+BRANCHES = {
+    "target": ("target", "target/image"),
+    "context": ("params/encoder", "params/image"),
 }
+MARK = "patch_kernel"
 
 
 def read_config(workdir: Path, where: tuple[str, str]) -> Config:
@@ -30,8 +33,8 @@ def read_config(workdir: Path, where: tuple[str, str]) -> Config:
     Raises:
       ConfigError: no checkpoint.
     """
-    meta = newest_checkpoint(workdir, where) / "meta" / "metadata"
-    return resolve(json.loads(meta.read_text())["config"])
+    meta = newest_checkpoint(workdir, where) / "meta"
+    return resolve(read_json(meta, "metadata", where[0])["config"])
 
 
 def read(workdir: Path, tower: str, like: PyTree, where: tuple[str, str]) -> PyTree:
@@ -39,7 +42,7 @@ def read(workdir: Path, tower: str, like: PyTree, where: tuple[str, str]) -> PyT
 
     Args:
       workdir: of the run.
-      tower: image (its target encoder) or text.
+      tower: of :data:`PLACES`.
       like: abstract parameters of the tower.
       where: configuration key and path, for errors.
 
@@ -63,13 +66,50 @@ def read(workdir: Path, tower: str, like: PyTree, where: tuple[str, str]) -> PyT
             nearest = min(problems.values(), key=len, default=["no such part"])
             rule = f"its run has no {tower} tower that fits:\n  " + "\n  ".join(nearest[:12])
             raise ConfigError(*where, rule)
-        wanted: Any = like
-        for name in reversed(place.split("/")):
-            wanted = {name: wanted}
-        # To the host: the run's devices need not be these.
-        how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
-        restore = ocp.args.PyTreeRestore(item=wanted, restore_args=how, partial_restore=True)  # pyright: ignore[reportCallIssue]
-        return _at(reader.restore(folder, restore), place)
+        return _restore(reader, folder, place, like)
+
+
+def arrays(workdir: Path, places: Sequence[str], mark: str, where: tuple[str, str]) -> PyTree:
+    """A part of the newest checkpoint of a run, whatever it holds.
+
+    Args:
+      workdir: of the run.
+      places: where the part may be; the first counts that has ``mark``.
+      mark: a name right below the part.
+      where: configuration key and path, for errors.
+
+    Returns:
+      Nested dictionaries of numpy arrays, as they were saved.
+
+    Raises:
+      ConfigError: no checkpoint, no such part, or it cannot be read.
+    """
+    folder = newest_checkpoint(workdir, where) / "state"
+    try:
+        with ocp.PyTreeCheckpointer() as reader:
+            stored = reader.metadata(folder).item_metadata.tree
+            held = (p for p in places if isinstance(x := _at(stored, p), dict) and mark in x)
+            place = next(held, None)
+            if place is None:
+                rule = f"its run holds no {' or '.join(places)} with {mark}"
+                raise ConfigError(*where, rule)
+            return _restore(reader, folder, place, _at(stored, place))
+    except ConfigError:
+        raise
+    except Exception as error:  # of many kinds, TensorStore's own among them
+        line = (str(error).strip().splitlines() or [""])[0]
+        rule = f"its checkpoint {folder.parent.name} cannot be read: {type(error).__name__}: {line}"
+        raise ConfigError(*where, rule) from error
+
+
+def _restore(reader: ocp.PyTreeCheckpointer, folder: Path, place: str, like: PyTree) -> PyTree:
+    """The arrays at a place, on the host: the run's devices need not be these."""
+    wanted: Any = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), like)
+    for name in reversed(place.split("/")):
+        wanted = {name: wanted}
+    how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+    restore = ocp.args.PyTreeRestore(item=wanted, restore_args=how, partial_restore=True)  # pyright: ignore[reportCallIssue]
+    return _at(reader.restore(folder, restore), place)
 
 
 def _at(found: Any, place: str) -> Any:

@@ -4,9 +4,8 @@ A table is a list of :class:`Rule`; each tensor of the files matches exactly one
 tables of their own.
 """
 
-import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from jepa_vl import tree
 from jepa_vl.config import ConfigError
-from jepa_vl.pretrained import INDEX, WEIGHTS
+from jepa_vl.pretrained import INDEX, WEIGHTS, read_json
 from jepa_vl.shapes import Array, PyTree
 
 SHOWN = 12  # problems that an error lists
@@ -81,28 +80,109 @@ def read_safetensors(folder: Path, key: str) -> Iterator[tuple[str, Callable[[],
     if not files[0].is_file():
         if not (folder / INDEX).is_file():
             raise ConfigError(key, str(folder), f"holds neither {WEIGHTS} nor {INDEX}")
-        shards = json.loads((folder / INDEX).read_text())["weight_map"].values()
-        files = [folder / name for name in sorted(set(shards))]
-    for file in files:
         try:
-            with safe_open(file, "np") as opened:
-                for name in opened.keys():  # noqa: SIM118 - not a dictionary
-                    yield name, lambda opened=opened, name=name: opened.get_tensor(name)
-        except (OSError, SafetensorError) as error:
-            raise ConfigError(key, str(file), f"cannot be read: {error}") from error
+            shards = {str(n) for n in read_json(folder, INDEX, key)["weight_map"].values()}
+        except (KeyError, TypeError, AttributeError):
+            raise ConfigError(key, str(folder / INDEX), "names no files of weights") from None
+        files = [folder / name for name in sorted(shards)]
+    for file in files:
+        yield from read_file(file, key)
+
+
+def read_file(file: Path, key: str) -> Iterator[tuple[str, Callable[[], Array]]]:
+    """As :func:`read_safetensors`, of one file."""
+    try:
+        opened = safe_open(file, "np")  # stays open while there are readers
+        names = opened.keys()
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(key, str(file), f"cannot be read: {error}") from error
+    for name in names:
+        yield name, lambda name=name: opened.get_tensor(name)
+
+
+class Problem(NamedTuple):
+    """One way in which files do not fit: what it may be allowed by, and what is said of it."""
+
+    names: tuple[str, ...]
+    text: str
+
+
+def match(
+    tensors: Tensors,
+    rules: Sequence[Rule],
+    expected: Mapping[str, tuple[int, ...] | None],
+    dtype: Any = np.float32,
+) -> tuple[dict[str, Array], list[Problem]]:
+    """Foreign tensors under our names; one tensor at a time is in memory twice.
+
+    Args:
+      tensors: names and readers, see :func:`read_safetensors`.
+      rules: the table; the first row that fits counts.
+      expected: our names with their shapes; None: any shape.
+      dtype: that matrices are stored in; vectors (norms, biases) stay float32.
+
+    Returns:
+      What was found, and what is missing, unexpected or misshapen.
+    """
+    found: dict[str, Array] = {}
+    problems: list[Problem] = []
+    misshapen: set[str] = set()
+    for foreign, read in tensors:
+        rule, names = _destination(foreign, rules)
+        if rule is None:
+            problems.append(Problem((foreign,), f"unexpected {foreign}"))
+        strange = [name for name in names if name not in expected]
+        problems += [Problem((n, foreign), f"unexpected {foreign} (would be {n})") for n in strange]
+        if rule is None or len(strange) == len(names):
+            continue
+        given = read()
+        for name, array in zip(names, _parts(given, rule), strict=True):
+            shape = expected.get(name)
+            if name in strange:
+                continue
+            if array is None or (shape is not None and array.shape != shape):
+                there = given.shape if array is None else array.shape
+                text = f"misshapen {foreign}: {name} is {shape}, not {there}"
+                problems.append(Problem((name, foreign), text))
+                misshapen.add(name)
+            else:
+                stored = dtype if array.ndim > 1 else np.float32
+                found[name] = np.ascontiguousarray(array.astype(stored))
+    gone = [name for name in expected if name not in found and name not in misshapen]
+    return found, problems + [Problem((name,), f"missing {name}") for name in gone]
+
+
+def _parts(given: Array, rule: Rule) -> list[Array | None]:
+    """A tensor split and turned as its row says; None: it has not the axes for that."""
+    try:
+        return [rule.change(part) for part in np.split(given, len(rule.names))]
+    except (ValueError, IndexError):
+        return [None] * len(rule.names)
+
+
+def refuse(problems: Sequence[Problem], where: tuple[str, str], hint: str = "") -> None:
+    """Raises ConfigError where there are any; lists them.
+
+    Args:
+      problems: what does not fit.
+      where: configuration key and path.
+      hint: what is said before the list.
+    """
+    if problems:
+        more = f"\n  and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+        listing = "\n  ".join(sorted(problem.text for problem in problems)[:SHOWN]) + more
+        raise ConfigError(*where, f"the weights do not fit the model{hint}:\n  {listing}")
 
 
 def convert(
     tensors: Tensors, rules: Sequence[Rule], like: PyTree, where: tuple[str, str], dtype: Any
 ) -> PyTree:
-    """Foreign tensors as a tree of parameters; one tensor at a time is in memory twice.
+    """Foreign tensors as a tree of parameters; see :func:`match`.
 
     Args:
-      tensors: names and readers, see :func:`read_safetensors`.
-      rules: the table; the first row that fits counts.
+      tensors, rules, dtype: as there.
       like: arrays or ShapeDtypeStructs, what a module expects.
       where: configuration key and path, for errors.
-      dtype: that matrices are stored in; vectors (norms, biases) stay float32.
 
     Returns:
       Nested dictionaries of numpy arrays, shaped as ``like``.
@@ -111,32 +191,8 @@ def convert(
       ConfigError: lists what is missing, unexpected or misshapen.
     """
     expected = {name: tuple(leaf.shape) for name, leaf in tree.flatten(like).items()}
-    found: dict[str, Array] = {}
-    misshapen: set[str] = set()
-    problems: list[str] = []
-    for foreign, read in tensors:
-        rule, names = _destination(foreign, rules)
-        if rule is None:
-            problems.append(f"unexpected {foreign}")
-        if rule is None or not names:
-            continue
-        for name, part in zip(names, np.split(read(), len(names)), strict=True):
-            array = rule.change(part)
-            if name not in expected:
-                problems.append(f"unexpected {foreign} (would be {name})")
-            elif array.shape != expected[name]:
-                problems.append(
-                    f"misshapen {foreign}: {name} is {expected[name]}, not {array.shape}"
-                )
-                misshapen.add(name)
-            else:
-                stored = dtype if array.ndim > 1 else np.float32
-                found[name] = np.ascontiguousarray(array.astype(stored))
-    problems += [f"missing {name}" for name in expected.keys() - found.keys() - misshapen]
-    if problems:
-        more = f"\n  and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
-        listing = "\n  ".join(sorted(problems)[:SHOWN]) + more
-        raise ConfigError(*where, f"the weights do not fit the model:\n  {listing}")
+    found, problems = match(tensors, rules, expected, dtype)
+    refuse(problems, where)
     return tree.map_named(lambda name, _: found[name], like)
 
 

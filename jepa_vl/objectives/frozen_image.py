@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from jepa_vl.config import Config, ConfigError
-from jepa_vl.models import frozen_vit, stack
+from jepa_vl.models import frozen_vit, intake, stack
 from jepa_vl.objectives.base import Batch, rescale_init
 from jepa_vl.schema import RANDOM
 from jepa_vl.shapes import Array, PyTree
@@ -36,7 +36,10 @@ class FrozenImage:
         """
         self.config, self.path = config, config.frozen.image
         ours = frozen_vit.shape_of(config.encoder)
-        shape = ours if self.path == RANDOM else frozen_vit.native_shape(self.path, KEY)
+        shape = ours
+        if self.path != RANDOM:
+            self.source = intake.open_source(self.path, KEY, heads=ours.heads)
+            shape = self.source.shape
         gaps = [
             f"encoder.{name} = {getattr(ours, own)} (there: {getattr(shape, own)})"
             for name, own in NAMES.items()
@@ -56,7 +59,7 @@ class FrozenImage:
           ConfigError: the files do not fit.
         """
         if self.path != RANDOM:
-            return {"image": frozen_vit.load(self.path, KEY, self.module)}
+            return {"image": intake.load(self.source, self.module)}
         rng = jax.random.fold_in(jax.random.key(self.config.seed), 1)
         params = frozen_vit.untrained(self.module.shape, rng)
         return {"image": rescale_init(params, self.config.train.init)}

@@ -1,0 +1,106 @@
+"""Folders that hold an encoder: of transformers, of timm, our own exports, our own runs."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from jepa_vl import tree
+from jepa_vl.config import ConfigError
+from jepa_vl.models import frozen_vit, runs
+from jepa_vl.models.frozen_vit import PREPROCESSOR, VitShape
+from jepa_vl.models.intake.names import OURS, TIMM
+from jepa_vl.models.intake.source import Named, Part, Source, Told, of_timm
+from jepa_vl.models.layers import sincos_table
+from jepa_vl.models.weights import Tensors, read_safetensors
+from jepa_vl.pretrained import read_json
+
+CONFIG = "config.json"
+# timm's name -> heads; that of vit_base_patch16_gap_224 is a trap.
+HEADS = {"tiny": 3, "small": 6, "base": 12, "large": 16, "huge": 16, "giant": 16}
+SIXTEEN = "vit_base_patch16_gap_224"
+NAME = re.compile(rf"vit_({'|'.join(HEADS)})_patch\d+(?:_gap|_dinov2)?(?:_\d+)?")
+
+
+def read(folder: Path, where: tuple[str, str], branch: str) -> Source:
+    """The encoder of a folder with a config.json.
+
+    Raises:
+      ConfigError: no such file, or of a kind that is not covered.
+    """
+    config = read_json(folder, CONFIG, where[0])
+    if not isinstance(config, dict):
+        raise ConfigError(*where, f"its {CONFIG} is no object")
+    try:
+        if "architecture" in config:
+            return _timm(folder, config, where)
+        if "model_type" in config:
+            return _transformers(folder, config, where)
+        if "mlp_width" in config:
+            return _ours(folder, config, where)
+    except (KeyError, TypeError, ZeroDivisionError) as error:
+        rule = f"its {CONFIG} lacks or distorts {error}"
+        raise ConfigError(*where, rule) from None
+    rule = f"its {CONFIG} is none of transformers (model_type), timm (architecture) or ours"
+    raise ConfigError(*where, rule)
+
+
+def _transformers(folder: Path, config: dict[str, Any], where: tuple[str, str]) -> Source:
+    there = (folder / PREPROCESSOR).is_file()
+    pixels = read_json(folder, PREPROCESSOR, where[0]) if there else {}
+    shape = frozen_vit.read_shape(config, pixels, where)
+    part = Part(lambda: read_safetensors(folder, where[0]), frozen_vit.RULES)
+    return Source(where, f"{config['model_type']} of transformers", "", shape, part)
+
+
+def _timm(folder: Path, config: dict[str, Any], where: tuple[str, str]) -> Source:
+    name, arguments = config["architecture"], config.get("model_args") or {}
+    size = NAME.fullmatch(name)
+    heads = arguments.get("num_heads")
+    if size is None:
+        rule = f"its architecture {name!r} is not covered; covered: vit_SIZE_patchN and its like"
+        raise ConfigError(*where, rule)
+    if heads is None:
+        heads = 16 if name == SIXTEEN else HEADS[size[1]]
+    pixels = config.get("pretrained_cfg") or config
+    told = Told(int(heads))
+    if "mean" in pixels and "std" in pixels:
+        told = Told(int(heads), tuple(pixels["mean"]), tuple(pixels["std"]))
+    tensors: Named = dict(read_safetensors(folder, where[0]))
+    part = Part(tensors.items, TIMM)
+    return Source(where, f"{name} of timm", "", of_timm(tensors, told, where), part)
+
+
+def _ours(folder: Path, config: dict[str, Any], where: tuple[str, str]) -> Source:
+    """What ``jepa-vl export --format safetensors`` wrote."""
+    shape = VitShape(
+        grid=config["image_size"] // config["patch_size"],
+        patch=config["patch_size"],
+        width=config["width"],
+        depth=config["depth"],
+        heads=config["heads"],
+        hidden=config["mlp_width"],
+        eps=config["eps"],
+        cls=0,
+        layer_scale=False,
+        mean=tuple(config["image_mean"]),
+        std=tuple(config["image_std"]),
+    )
+    part = Part(lambda: read_safetensors(folder, where[0]), OURS)
+    return Source(where, "an export of ours", str(config.get("branch", "")), shape, part)
+
+
+def of_run(workdir: Path, where: tuple[str, str], branch: str) -> Source:
+    """The newest checkpoint of a run of ours.
+
+    Raises:
+      ConfigError: it has none, or its run trained no image encoder.
+    """
+    config = runs.read_config(workdir, where)
+    shape = frozen_vit.shape_of(config.encoder)
+
+    def encoder() -> Tensors:
+        found = tree.flatten(runs.arrays(workdir, runs.BRANCHES[branch], runs.MARK, where))
+        fixed = sincos_table(shape.width, shape.grid)  # in no checkpoint
+        return [(name, lambda x=x: x) for name, x in ({"position": fixed} | found).items()]
+
+    return Source(where, "a run of ours", branch, shape, Part(encoder, OURS))
