@@ -118,7 +118,7 @@ class Job(NamedTuple):
     @property
     def probe(self) -> list[str]:
         """The command line that measures the linear probe, after ``jepa-vl``."""
-        page = ["--name", "knn,linear", "--json", str(self.workdir / PROBES)]
+        page = ["--task", "knn,linear", "--floor", "none", "--json", str(self.workdir / PROBES)]
         return ["eval", "--workdir", str(self.workdir), *page]
 
     def probed(self) -> bool:

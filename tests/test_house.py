@@ -32,7 +32,7 @@ LAW = {
     "models": {"shapes", "tree", "schema", "config", "pretrained", "sharding"},
     "data": {"shapes", "schema", "methods", "kinds", "config", "pretrained"},
     "objectives": {"shapes", "tree", "schema", "methods", "config", "sharding", "models"},
-    "evaluators": {"shapes", "tree", "schema", "config", "sharding", "models", "data"},
+    "evaluators": {"", "shapes", "tree", "schema", "config", "sharding", "models", "data"},
     "training": {"shapes", "tree", "schema", "schema_health", "config", "sharding", "models",
                  "data", "objectives", "evaluators", "hardware"},
     "report": {"shapes", "tree", "schema", "config", "sharding", "models", "data", "objectives",
@@ -40,7 +40,7 @@ LAW = {
     "export": {"shapes", "tree", "schema", "config", "models"},
     "scaling": {"shapes", "config"},
     "cli": {"", "shapes", "tree", "schema", "config", "sharding", "models", "data", "objectives",
-            "evaluators", "training", "report", "export", "scaling", "hardware"},
+            "evaluators", "training", "report", "export", "scaling", "hardware", "kinds"},
 }  # fmt: skip
 
 

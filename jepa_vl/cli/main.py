@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from jepa_vl import __version__
-from jepa_vl.cli import configs
+from jepa_vl.cli import configs, eval_verbs
+from jepa_vl.cli.eval_verbs import VERBS as EVAL
 from jepa_vl.cli.scaling_verbs import VERBS as SCALING
 from jepa_vl.cli.verb import Verb
 from jepa_vl.config import ConfigError
@@ -35,9 +36,12 @@ SHAPES = {  # what the option's value stands for, and its help
     "--search": ("", ""),  # a switch
     "--step": ("N", ""),
     "--branch": ("BRANCH", ""),
-    "--name": ("NAMES", ""),
+    "--task": ("NAMES", ""),
     "--layers": ("N", ""),
-    "--floor": ("", ""),  # a switch
+    "--floor": ("WHICH", ""),
+    "--watch": ("", ""),  # a switch
+    "--again": ("", ""),  # a switch
+    "--no-cache": ("", ""),  # a switch
     "--csv": ("FILE", "table to read, with a header"),
     "--size": ("COLUMN", "of sizes, parameters say"),
     "--data": ("COLUMN", "of what was seen, images or tokens"),
@@ -166,36 +170,7 @@ VERBS = {
         "jepa-vl data index --config configs/quickstart.py:data=tar --config.data.path=DIR",
         config="",
     ),
-    "eval": Verb(
-        "measure the frozen features of a checkpoint",
-        "knn      DINO's vote of the 10, 20, 100 and 200 nearest training images\n"
-        "linear   logistic regression; its L2 is chosen within the training part\n"
-        "fewshot  ridge regression from 5, 10 and 25 images a class\n\n"
-        "--step 0 measures the same network untrained. Prints a table and writes JSON, the whole\n"
-        "protocol beside each number, with intervals and the images that were right.\n"
-        "--config.data.* and --config.eval.* change the images, e.g.\n"
-        "--config.data.kind=folder --config.data.path=DIR --config.eval.train_images=50000.",
-        "jepa-vl eval --workdir runs/quickstart --floor",
-        overrides=("data.", "eval."),
-        workdir="",
-        step="of the checkpoint (default: the newest); 0: untrained",
-        branch="target (default), the EMA encoder, or context, the trained one",
-        name="protocols, separated by commas (default: all)",
-        layers="features of this many last blocks, side by side (default: 1)",
-        floor="also the untrained network and raw pixels, 16 x 16, by the same protocols",
-        seed="of the images and the draws of protocols (default: the run's)",
-        json="file to write (default: eval_STEP_BRANCH.json in the workdir)",
-    ),
-    "eval compare": Verb(
-        "two results of eval side by side",
-        "Prints the accuracies of both and their difference, with intervals by the bootstrap.\n"
-        "That of the difference is paired: it needs the same images and the same protocol, else\n"
-        "one line says what differs. For runs of other seeds give `eval` the same --seed.",
-        "jepa-vl eval compare --first runs/a/eval_1000_target.json "
-        "--second runs/b/eval_1000_target.json",
-        first="",
-        second="",
-    ),
+    **EVAL,
     "checkpoint ls": Verb(
         "list the checkpoints of a run",
         "Steps, images seen, size, when written, configuration, commit, and steps that were not\n"
@@ -286,6 +261,12 @@ def _flag(option: str) -> str:
     return f"--{option.replace('_', '-')}"
 
 
+def _shape(verb: str, option: str) -> tuple[str, str]:
+    """What the option's value stands for, empty for a switch, and the help that verbs share."""
+    own = eval_verbs.SHAPES if verb in EVAL else {}
+    return own.get(_flag(option)) or SHAPES.get(_flag(option), ("PATH", ""))
+
+
 def _parser() -> _Parser:
     how = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
     example = "example:\n  "
@@ -302,7 +283,7 @@ def _parser() -> _Parser:
             name, help=verb.summary, description=verb.text, epilog=example + verb.example, **how
         )
         for option, text in verb.options.items():
-            shape, shared = SHAPES.get(_flag(option), ("PATH", ""))
+            shape, shared = _shape(name, option)
             kind: dict[str, Any] = {"metavar": shape} if shape else {"action": "store_true"}
             sub.add_argument(_flag(option), help=text or shared, **kind)
     return parser
@@ -332,7 +313,7 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[configs.Override]]
         _check_home(_flag(name), getattr(args, name))
     for name, own in options.items():
         if not own and not getattr(args, name):
-            shape, text = SHAPES[_flag(name)]
+            shape, text = _shape(args.verb, name)
             raise ConfigError(_flag(name), getattr(args, name) or "", f"give {shape}: {text}")
     return args, overrides
 

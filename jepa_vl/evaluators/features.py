@@ -171,6 +171,15 @@ class Reader:
             arrays += [np.concatenate(column) for column in zip(*rows, strict=True)]
         return Features(*arrays)
 
+    def left_out(self) -> list[list[int]]:
+        """Indices of both parts that could not be read, as far as they have been read."""
+        return [sorted(bad) for bad in self._bad]
+
+    def leave_out(self, indices: Sequence[Sequence[int]]) -> None:
+        """Of both parts: not to be read, as is known already."""
+        for bad, more in zip(self._bad, indices, strict=True):
+            bad.update(more)
+
     def describe(self) -> dict[str, Any]:
         """Which images these are: for each part its name, fingerprint and number of images.
 

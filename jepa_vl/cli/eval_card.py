@@ -1,0 +1,88 @@
+"""The card of a checkpoint: all that was measured on it, as JSON and as a page."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jepa_vl.cli.columns import columns
+from jepa_vl.evaluators.results import by_images, of_encoder, table
+
+
+class Card:
+    """The file of one checkpoint's results, which grows with each."""
+
+    def __init__(self, path: Path, facts: dict[str, Any]):
+        """Opens the card; results of other weights than these are dropped.
+
+        Args:
+          path: of the JSON file; it and its folder may be absent.
+          facts: of the checkpoint: ``checkpoint_hash``, ``branch``, ``layers``, ``step``, ...
+        """
+        self.path = path
+        self.page: dict[str, Any] = facts | {"results": _known(path, facts)}
+
+    def has(self, key: str) -> bool:
+        """Is the result of this name there?"""
+        return any(result["key"] == key for result in self.page["results"])
+
+    def put(self, result: dict[str, Any]) -> None:
+        """Adds a result, or replaces the one of its ``key``, and writes the file."""
+        others = [other for other in self.page["results"] if other["key"] != result["key"]]
+        self.page["results"] = [*others, result]
+        self._write()
+
+    def finish(self) -> None:
+        """Puts floors beside the encoder's numbers, and writes file and page."""
+        results = self.page["results"]
+        results.sort(key=lambda result: result["features"] != "encoder")
+        for result in results:
+            if result["features"] == "encoder":
+                result["baselines"] |= _floors(result, results)
+        self._write()
+        from jepa_vl.report.card import render
+
+        self.path.with_suffix(".html").write_text(render(self.page))
+
+    def _write(self) -> None:
+        from jepa_vl.training.metrics import write_json
+
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(self.path, self.page)
+
+
+def _known(path: Path, facts: dict[str, Any]) -> list[dict[str, Any]]:
+    """Results in a file that are of the same weights."""
+    try:
+        page = json.loads(path.read_text())
+        same = all(page[k] == facts[k] for k in ("checkpoint_hash", "branch", "layers"))
+        return [result for result in page["results"] if "key" in result] if same else []
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def _floors(result: dict[str, Any], results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The same numbers of other features, measured the same way on the same images."""
+    same = ("task", "data_hash", "seed")
+    return {
+        other["features"]: {
+            name: other["metrics"][name]
+            for name in other["ci"] or other["metrics"]
+            if name in other["metrics"]
+        }
+        for other in results
+        if other is not result and all(other[k] == result[k] for k in same)
+        if other["features"] != "encoder"
+    }
+
+
+def told(page: dict[str, Any], tasks: Sequence[str], out: Path) -> list[str]:
+    """Lines for the screen: of each set of images, the numbers of these tasks."""
+    of_layers = f", last {page['layers']} layers" if page["layers"] > 1 else ""
+    lines = [f"step {page['step']}, {page['branch']} encoder{of_layers}"]
+    shown = [result for result in of_encoder(page) if result["task"] in tasks]
+    for images, results in by_images(shown).items():
+        heads, rows = table(results)
+        lines += [images, *columns([tuple(heads), *map(tuple, rows)], range(2, len(heads)))]
+    words = {r["protocol"]["interval"] for r in shown if "interval" in r["protocol"]}
+    return [*lines, *(f"({text})" for text in words), str(out), str(out.with_suffix(".html"))]
