@@ -4,6 +4,7 @@ What is averaged is O of TC-JEPA (arXiv 2605.03245), the similarity that the reg
 read in the predictor, at visible patches and at patches to be predicted, which it has never seen.
 """
 
+import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -11,12 +12,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from jepa_vl.data import captions, masking
 from jepa_vl.data.captions import CaptionReader
 from jepa_vl.data.masking import MaskPlan
+from jepa_vl.evaluators.features import from_all_hosts
 from jepa_vl.shapes import Array, PyTree
+from jepa_vl.sharding import batch_sharding
 
+MASKS = 32  # different ones in a draw, where rows have numbers
 OWN_SHARE = 0.25  # a patch belongs to an object that covers this share of it
 
 
@@ -42,6 +47,8 @@ def word_maps(
     plan: MaskPlan,
     draws: int = 16,
     seed: int = 0,
+    numbers: Sequence[int] | None = None,
+    mesh: Mesh | None = None,
 ) -> WordMaps:
     """Averages O over layers and over masks drawn at random, which together cover the image.
 
@@ -53,14 +60,23 @@ def word_maps(
       plan: of the masks.
       draws: masks an image.
       seed: of the draws; image i of the batch gets the same masks whatever the image.
+      numbers: of the rows in the data, which their masks then depend on in the place of i.
+      mesh: devices that share the batch; None: one.
     """
     read, size = _reader(objective, plan.grid), len(batch["image"])
+    rows = np.arange(size) if numbers is None else np.asarray(numbers) % MASKS
+    drawn = size if numbers is None else MASKS
     names = ("image", "word_ids", "word_states", "word_mask", "caption_mask")
-    shown = {name: jnp.asarray(batch[name]) for name in names if name in batch}
+    put: Any = jnp.asarray
+    if mesh is not None:
+        put = functools.partial(from_all_hosts, place=batch_sharding(mesh))
+    shown = {name: put(batch[name]) for name in names if name in batch}
     total: Any = None
     for draw in range(draws):
-        masks = masking.draw(plan, size, np.random.default_rng([seed, draw]))
-        sums = jax.device_get(read(params, target, frozen, {**shown, **masks}))
+        masks = masking.draw(plan, drawn, np.random.default_rng([seed, draw]))
+        masks = {name: put(array[rows]) for name, array in masks.items()}
+        with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+            sums = jax.device_get(read(params, target, frozen, {**shown, **masks}))
         total = sums if total is None else jax.tree.map(np.add, total, sums)
     (at_context, context_count), (at_target, target_count) = total
 

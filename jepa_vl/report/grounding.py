@@ -1,12 +1,14 @@
 """Words on patches: heat maps of single images and, where truth is known, the pointing game."""
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from jepa_vl.data import captions, masking, shapes_world
-from jepa_vl.evaluators import wordmaps
+from jepa_vl.data import captions, masking
+from jepa_vl.evaluators import grounding, wordmaps
+from jepa_vl.evaluators.truths import scenes
 from jepa_vl.evaluators.wordmaps import WordMaps
 from jepa_vl.report import figures
 from jepa_vl.report.page import Section
@@ -29,7 +31,17 @@ Does the brightest patch of a word's map lie on the object that the word names? 
 object's where the object covers a quarter of it.
 
 "Another image" draws the maps of the same captions over another image: what is then hit is habit \
-of place, not seeing. "Centre" always points at the middle, "chance" at any patch."""
+of place, not seeing. "Other captions" reads those of another image over this one: what is then \
+hit is what any word looks at. "Centre" always points at the middle, "chance" at any patch."""
+COLUMNS = {
+    "maps": "maps",
+    "visible patches": "visible",
+    "patches to predict": "predicted",
+    "another image": "another_image",
+    "other captions": "shuffled_captions",
+    "centre": "centre",
+    "chance": "chance",
+}
 
 
 def sections(run: Any, data: dict[str, Any]) -> list[Section]:
@@ -96,49 +108,24 @@ def _box(mask: Array) -> tuple[float, float, float, float] | None:
 
 def _pointing(run: Any, draw: Any, data: dict[str, Any]) -> Section:
     count = min(POINTED, len(run.held_out))
-    found: list[dict[str, Any]] = []
-    for batch in run.read(run.held_out, np.arange(count)):
-        own = draw(batch)
-        swapped = {**batch, "image": np.roll(batch["image"], 1, axis=0)}
-        other = draw(swapped).both
-        for row in np.flatnonzero(batch["valid"]):
-            maps = WordMaps(*(part[row] for part in own))
-            found += _score(run, int(batch["index"][row]), maps, other[row])
-    columns = ("maps", "visible patches", "patches to predict", "another image", "centre", "chance")
+    found = scenes(run.config, run.held_out, np.arange(count))
+    reader, size = captions.build(run.config.text), run.config.eval.batch_size
+
+    def maps(batch: dict[str, Array], numbers: Sequence[int]) -> WordMaps:
+        return draw(batch, numbers=numbers)
+
+    words = grounding.play(maps, reader, found, size)
     table, data["pointing"] = [], {}
     for kind in ("all", *KINDS):
-        words = [word for word in found if kind in ("all", word["kind"])]
-        if words:
-            means = {name: float(np.mean([word[name] for word in words])) for name in columns}
-            table.append([kind, len(words), *(f"{mean:.3f}" for mean in means.values())])
-            data["pointing"][kind] = {"words": len(words), **means}
-    text = GAME.format(words=len(found), images=count)
-    return Section("Pointing game", text, table=(("words", "count", *columns), table))
+        of = [word for word in words if kind in ("all", word["kind"])]
+        if of:
+            means = {head: _mean([word[name] for word in of]) for head, name in COLUMNS.items()}
+            table.append([kind, len(of), *(f"{mean:.3f}" for mean in means.values())])
+            data["pointing"][kind] = {"words": len(of), **means}
+    text = GAME.format(words=len(words), images=len(found))
+    return Section("Pointing game", text, table=(("words", "count", *COLUMNS), table))
 
 
-def _score(run: Any, index: int, maps: WordMaps, other: Array) -> list[dict[str, Any]]:
-    """For each word of an image that names an object: who points at it."""
-    record, grid = run.held_out.annotate(index), run.config.encoder.grid
-    out, reader = [], captions.build(run.config.text)
-    for row, caption in enumerate(wordmaps.captions_shown(record["captions"], len(other))):
-        text, named = record["captions"][caption], record["word_objects"][caption]
-        words, both = wordmaps.by_word(reader, text, maps.both[row])
-        context, target, elsewhere = (
-            wordmaps.by_word(reader, text, part[row])[1]
-            for part in (maps.context, maps.target, other)
-        )
-        for i, word in enumerate(words):
-            mask = record["mask"] == named[i]
-            if not named[i] or not mask.any():
-                continue
-            patches = wordmaps.own_patches(mask, grid)
-            out.append({
-                "kind": shapes_world.attribute(word, record["objects"][named[i] - 1]),
-                "maps": wordmaps.points_at(both[i], patches),
-                "visible patches": wordmaps.points_at(context[i], patches),
-                "patches to predict": wordmaps.points_at(target[i], patches),
-                "another image": wordmaps.points_at(elsewhere[i], patches),
-                "centre": bool(patches[grid // 2, grid // 2]),
-                "chance": float(patches.mean()),
-            })  # fmt: skip
-    return out
+def _mean(values: list[Any]) -> float:
+    """Of shares, or of pairs (points, IoU): how many point."""
+    return float(np.mean([v[0] if isinstance(v, tuple) else v for v in values]))
