@@ -35,6 +35,7 @@ AT_LEAST_1 = (
 )  # fmt: skip
 NOT_NEGATIVE = (
     "data.workers", "text.depth", "checkpoint.keep_every",
+    "eval.crops", "eval.probe_steps", "eval.probe_batch",
     "checkpoint.keep_best", "checkpoint.every_minutes", "checkpoint.patience_minutes",
     "train.spike_z", "train.max_rewinds", "train.watchdog_minutes",
     "loss.sparse", "loss.consistency", "loss.contrast",
@@ -66,6 +67,8 @@ AT_MOST: dict[str, float] = {
     "data.train_size": 10**8,  # orders of the images are arrays
     "eval.train_images": 10**8,
     "eval.val_images": 10**8,
+    "eval.crops": 1024,
+    "eval.probe_batch": 2**20,
     "data.workers": 1024,
     "data.threads": 1024,
     "data.prefetch": 4096,

@@ -106,7 +106,7 @@ class LogConfig:
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """The kNN evaluation that runs during training."""
+    """The images of evaluation, the online kNN, and how long probes are trained."""
 
     every: int = key(0, "steps between online kNN evaluations; 0: a quarter of the run")
     path: str = key(
@@ -120,3 +120,13 @@ class EvalConfig:
     k: int = key(20, "neighbours")
     temperature: float = key(0.07, "of the vote")
     batch_size: int = key(0, "images a forward pass; 0: the training batch")
+    crops: int = key(
+        4,
+        "random crops, half of them mirrored, of a training image that trained probes see; 0: its "
+        "centre alone",
+    )
+    probe_steps: int = key(0, "at most so many steps of a trained probe; 0: its protocol's epochs")
+    probe_batch: int = key(0, "images a step of a trained probe; 0: its protocol's, or all images")
+    reduce_zero_label: bool = key(
+        False, "segmentation: number 0 is no class and the others count from it, as in ADE20K"
+    )

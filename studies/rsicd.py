@@ -118,7 +118,7 @@ class Job(NamedTuple):
     @property
     def probe(self) -> list[str]:
         """The command line that measures the linear probe, after ``jepa-vl``."""
-        page = ["--task", "knn,linear", "--floor", "none", "--json", str(self.workdir / PROBES)]
+        page = ["--task", "knn,fast", "--floor", "none", "--json", str(self.workdir / PROBES)]
         return ["eval", "--workdir", str(self.workdir), *page]
 
     def probed(self) -> bool:
@@ -131,7 +131,7 @@ class Job(NamedTuple):
         """Accuracy of the linear probe; None where there is none."""
         file = self.workdir / PROBES
         results = json.loads(file.read_text())["results"] if file.is_file() else []
-        found = [r for r in results if (r["task"], r["features"]) == ("linear", "encoder")]
+        found = [r for r in results if (r["task"], r["features"]) == ("fast", "encoder")]
         return found[0]["metrics"]["accuracy"] if found else None
 
 

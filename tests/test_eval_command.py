@@ -118,7 +118,7 @@ def test_trap_45_every_result_states_its_whole_protocol(newest):
 
 def test_the_table_shows_the_numbers_of_the_file(workdir, capsys):
     page = evaluate(
-        workdir, "--branch", "context", "--task", "linear,knn", file="eval_3_context.json"
+        workdir, "--branch", "context", "--task", "fast,knn", file="eval_3_context.json"
     )
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "step 3, context encoder" and lines[-2].endswith("eval_3_context.json")
@@ -190,7 +190,7 @@ def test_two_results_stand_side_by_side_with_a_paired_interval(workdir, newest, 
             "--branch",
             branch,
             "--task",
-            "knn,lidar,linear",
+            "fast,knn,lidar",
             "--floor",
             "none",
             "--json",
@@ -206,7 +206,7 @@ def test_two_results_stand_side_by_side_with_a_paired_interval(workdir, newest, 
         for text in (f"{first:.4g}", f"{second:.4g}", f"{second - first:+.4g}"):
             assert f" {text} " in row
     assert not [line for line in lines if line.startswith("lidar")]  # no share of images
-    same = [line for line in compared(capsys, files[0], files[0]) if line.startswith("linear")]
+    same = [line for line in compared(capsys, files[0], files[0]) if line.startswith("fast")]
     assert same[0].endswith("+0  [0, 0]")
 
 
@@ -228,11 +228,11 @@ def test_results_that_cannot_be_compared_are_refused_with_the_reason(workdir, ca
     (tmp_path / "bare.json").write_text(json.dumps(page))
     result("seed", "--task", "knn", "--seed", "1")
     result("fewer", "--task", "knn", "--config.eval.val_images=9")
-    result("task", "--task", "linear")
+    result("task", "--task", "fast")
     for name, part in (
         ("fewer", "other images were measured: 16 of shapes_world/val (seed 0) and 9 of"),
         ("seed", "other protocol of knn: seed 0 and 1"),
-        ("task", "it has linear and not knn"),
+        ("task", "it has fast and not knn"),
         ("cold", "other protocol of knn: temperature 0.07 and 0.1"),
         ("bare", "cannot be compared image by image"),
         ("old", "is no result of `jepa-vl eval`"),
@@ -275,14 +275,14 @@ def test_other_images_are_measured_without_captions_and_written_where_asked(
     words += [
         "--config.data.holdout=0.4",
         "--task",
-        "linear",
+        "fast",
         "--floor",
         "all",
         "--config.eval.k=3",
     ]
     assert main(["eval", "--workdir", str(workdir), *words]) == 0
     page = json.loads(out.read_text())
-    assert score(page, "linear", "accuracy", "pixels") == 1.0
+    assert score(page, "fast", "accuracy", "pixels") == 1.0
     protocol = page["results"][0]["protocol"]
     assert protocol["classes"] == 2 and "#held-out" in protocol["held_out"]["name"]
     assert protocol["train"]["images"] + protocol["held_out"]["images"] == 40
@@ -314,7 +314,7 @@ def test_lidar_needs_no_labels(workdir, pictures, tmp_path, capsys):
         (["--layers", "0"], "--layers = '0': a whole number, at least 1"),
         (["--layers", "2"], "--layers = 2: at most 1"),
         (["--branch", "contest"], "did you mean 'context'?"),
-        (["--task", "knn,liner"], "did you mean 'linear'?"),
+        (["--task", "knn,fats"], "did you mean 'fast'?"),
         (["--json", "."], "is a folder"),
         (["--seed", "-1"], "--seed = '-1': a whole number"),
         (["--config.train.steps=9"], "eval reads the configuration of the run and takes --config"),

@@ -9,7 +9,7 @@ import pytest
 from jepa_vl import objectives, sharding
 from jepa_vl.config import ConfigError
 from jepa_vl.data import sources
-from jepa_vl.evaluators import REGISTRY, features, fewshot, intervals, knn, linear
+from jepa_vl.evaluators import REGISTRY, fast, features, fewshot, intervals, knn
 from jepa_vl.evaluators.base import LABELLED, Features, majority, read_by
 from jepa_vl.models import vit
 from jepa_vl.training import state as train_state
@@ -75,7 +75,7 @@ def test_the_commonest_class_is_that_of_the_training_part():
     assert majority(found) == 0.25
 
 
-MAIN = {"knn": "k20", "linear": "accuracy", "fewshot": "10shot"}
+MAIN = {"knn": "k20", "fast": "accuracy", "fewshot": "10shot"}
 
 
 @pytest.mark.parametrize("name", PROBES)
@@ -131,23 +131,23 @@ def test_labels_that_do_not_occur_cost_nothing(name):
 def test_logistic_regression_finds_the_optimum_that_scikit_learn_finds(c):
     sklearn = pytest.importorskip("sklearn.linear_model")
     x, labels = blobs(30, 2.0)
-    ours = linear.fit(x, labels, 3, c)
+    ours = fast.fit(x, labels, 3, c)
     reference = sklearn.LogisticRegression(C=c, tol=1e-10, max_iter=20_000).fit(x, labels)
     weights = np.concatenate([reference.coef_.T, reference.intercept_[None]]).ravel()
-    values = [linear.objective(w, x, labels, 3, c)[0] for w in (ours, weights)]
+    values = [fast.objective(w, x, labels, 3, c)[0] for w in (ours, weights)]
     np.testing.assert_allclose(values[0], values[1], rtol=1e-4)
-    said = linear.predict(ours, x, 3)
+    said = fast.predict(ours, x, 3)
     assert np.mean(said == reference.predict(x)) == 1.0
 
 
 def test_the_gradient_of_logistic_regression_is_that_of_its_value():
     x, labels = blobs(5, 1.0, width=4)
     weights = np.random.default_rng(0).normal(size=5 * 3)
-    gradient = linear.objective(weights, x, labels, 3, 0.7)[1]
+    gradient = fast.objective(weights, x, labels, 3, 0.7)[1]
     steps = 1e-6 * np.eye(len(weights))
     numeric = [
-        linear.objective(weights + e, x, labels, 3, 0.7)[0]
-        - linear.objective(weights - e, x, labels, 3, 0.7)[0]
+        fast.objective(weights + e, x, labels, 3, 0.7)[0]
+        - fast.objective(weights - e, x, labels, 3, 0.7)[0]
         for e in steps
     ]
     np.testing.assert_allclose(gradient, np.array(numeric) / 2e-6, atol=1e-8)
@@ -155,21 +155,21 @@ def test_the_gradient_of_logistic_regression_is_that_of_its_value():
 
 def test_a_tenth_of_each_class_is_held_and_a_class_of_one_is_not():
     labels = np.repeat([0, 1, 2, 3], [100, 40, 5, 1])
-    held = linear.hold(labels, seed=0)
+    held = fast.hold(labels, seed=0)
     assert [int(held[labels == c].sum()) for c in range(4)] == [10, 4, 1, 0]
-    assert not np.array_equal(held, linear.hold(labels, seed=1))
+    assert not np.array_equal(held, fast.hold(labels, seed=1))
 
 
 def test_the_strength_chosen_is_the_strongest_of_the_best_on_the_held_tenth():
     x, labels = blobs(40, 2.0)
     x = features.standardise(x)[0]
-    held = linear.hold(labels, seed=0)
+    held = fast.hold(labels, seed=0)
     scores = []
-    for c in linear.STRENGTHS:
-        weights = linear.fit(x[~held], labels[~held], 3, c)
-        scores.append(np.mean(linear.predict(weights, x[held], 3) == labels[held]))
-    chosen = linear.choose(x, labels, 3, seed=0)
-    assert chosen == (linear.STRENGTHS[int(np.argmax(scores))], max(scores))
+    for c in fast.STRENGTHS:
+        weights = fast.fit(x[~held], labels[~held], 3, c)
+        scores.append(np.mean(fast.predict(weights, x[held], 3) == labels[held]))
+    chosen = fast.choose(x, labels, 3, seed=0)
+    assert chosen == (fast.STRENGTHS[int(np.argmax(scores))], max(scores))
 
 
 def test_the_left_out_error_of_ridge_is_that_of_refitting_without_each_image():
@@ -246,7 +246,7 @@ def test_columns_are_scaled_by_the_training_part_and_constant_ones_vanish():
 
 @pytest.mark.parametrize(
     ("name", "count", "part"),
-    [("knn", 3, "needs 10"), ("fewshot", 4, "needs 5"), ("linear", 1, "needs two images")],
+    [("knn", 3, "needs 10"), ("fewshot", 4, "needs 5"), ("fast", 1, "needs two images")],
 )
 def test_too_few_training_images_are_refused(name, count, part):
     found = Features(*blobs(count, 1.0), *blobs(5, 1.0, seed=1))

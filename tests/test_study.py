@@ -148,7 +148,7 @@ def finish(job, status="done", knn=0.5, gain=0.25, linear=None):
     (job.workdir / "result.json").write_text(json.dumps(result))
     (job.workdir / "config.json").write_text(json.dumps({"config": to_dict(job.config)}))
     if linear is not None:
-        one = {"task": "linear", "features": "encoder", "metrics": {"accuracy": linear}}
+        one = {"task": "fast", "features": "encoder", "metrics": {"accuracy": linear}}
         page = {"results": [{**one, "task": "knn"}, {**one, "features": "pixels"}, one]}
         (job.workdir / rsicd.PROBES).write_text(json.dumps(page))
 

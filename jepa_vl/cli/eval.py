@@ -12,7 +12,7 @@ from jepa_vl.config import ConfigError, one_of
 
 BRANCHES = ("target", "context")
 FLOORS = ("cheap", "all", "none")
-DEFAULT = ("knn", "linear", "fewshot", "lidar")
+DEFAULT = ("knn", "fast", "fewshot", "lidar")
 
 
 def run(args: argparse.Namespace, overrides: Sequence[configs.Override]) -> int:

@@ -9,9 +9,11 @@ VERBS = {
         "measure the frozen features of a checkpoint",
         "Pooled features, the default:\n"
         "knn      DINO's vote of the 10, 20, 100 and 200 nearest training images\n"
-        "linear   logistic regression; its L2 is chosen within the training part\n"
+        "fast     logistic regression; its L2 is chosen within the training part\n"
         "fewshot  ridge regression from 5, 10 and 25 images a class\n"
-        "lidar    how many directions tell images apart, whatever the crop; no labels\n\n"
+        "lidar    how many directions tell images apart, whatever the crop; no labels\n"
+        "Heads trained on crops, as papers quote them; eval.probe_steps shortens them:\n"
+        "ijepa_vissl, mae_lars (LARS), dinov2_sgd (13 rates at once)\n\n"
         "--step 0 measures the same network untrained. Prints a table and writes the card of the\n"
         "checkpoint: JSON and a page, the whole protocol beside each number, with intervals,\n"
         "floors and the images that were right. What the card has is not measured again.\n"
@@ -22,7 +24,7 @@ VERBS = {
         workdir="",
         step="of the checkpoint (default: the newest); 0: untrained",
         branch="target (default), the EMA encoder, or context, the trained one",
-        task="evaluators, separated by commas (default: knn,linear,fewshot,lidar)",
+        task="evaluators, separated by commas (default: knn,fast,fewshot,lidar)",
         data="other images than the run's, as in folder:DIR; kinds are those of data.kind",
         layers="pooled features of this many last blocks, side by side (default: 1)",
         floor="cheap (default): the untrained network and raw pixels, for tasks of pooled "

@@ -1,6 +1,7 @@
 """What frozen features, spectra and word maps say of a model."""
 
-from jepa_vl.evaluators import fewshot as fewshot  # these register themselves
+from jepa_vl.evaluators import fast as fast  # these register themselves
+from jepa_vl.evaluators import fewshot as fewshot
 from jepa_vl.evaluators import grounding as grounding
 from jepa_vl.evaluators import knn as knn
 from jepa_vl.evaluators import lidar as lidar

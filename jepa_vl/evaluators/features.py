@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from jepa_vl.config import Config, ConfigError
 from jepa_vl.data import faults, pipeline
-from jepa_vl.data.sources import Source, labelled_indices
+from jepa_vl.data.sources import Record, Source, labelled_indices
 from jepa_vl.evaluators.base import Extract, Features
 from jepa_vl.models.vit import last_layers
 from jepa_vl.shapes import Array, PyTree
@@ -22,6 +22,7 @@ from jepa_vl.sharding import batch_sharding, replicated
 # (encoder parameters, images [B, H, W, 3]) -> [B, D] float32
 Encode = Callable[[PyTree, Array], Array]
 Q = 10  # views of an image
+Look = Callable[[Config, Source, int], tuple[Record, Array]]  # how an image is shown
 # images, uint8 [b, H, W, 3], and the labels of those that are no padding, int [<= b]
 Batch = tuple[Array, Array]
 
@@ -123,8 +124,8 @@ class Reader:
     def _batches(self) -> Sequence[Iterable[Batch]]:
         return self._kept or [self._read_part(part) for part in range(len(self.parts))]
 
-    def _read_part(self, part: int) -> Iterator[Batch]:
-        """Images by the evaluation transform, uint8 [b, H, W, 3], and labels, int [<= b].
+    def _read_part(self, part: int, look: Look = pipeline.centred) -> Iterator[Batch]:
+        """Images as ``look`` makes them, uint8 [b, H, W, 3], and labels, int [<= b].
 
         The last batch repeats its last image. Neither masks nor captions are needed here.
         """
@@ -133,7 +134,7 @@ class Reader:
 
         def load(index: int) -> tuple[Array, int] | faults.Fault:
             try:
-                record, image = pipeline.centred(self.config, source, index)
+                record, image = look(self.config, source, index)
             except faults.BadSample as error:
                 return faults.of(error, index)
             return image, record["label"]
@@ -179,6 +180,21 @@ class Reader:
         """Of both parts: not to be read, as is known already."""
         for bad, more in zip(self._bad, indices, strict=True):
             bad.update(more)
+
+    def read_part(self, part: int, embed: Callable[[Array], Array], look: Look) -> tuple:
+        """Features and labels of one part, float [n, X] and int [n], images as ``look`` has them.
+
+        Args:
+          part: 0, the training part, or 1, the held-out one.
+          embed: as of :meth:`read`.
+          look: (configuration, source, index) -> record and uint8 [H, W, 3].
+
+        Raises:
+          ConfigError: no image of the part can be read.
+        """
+        batches = self._read_part(part, look)
+        rows = [(np.asarray(embed(x))[: len(labels)], labels) for x, labels in batches]
+        return tuple(np.concatenate(column) for column in zip(*rows, strict=True))
 
     def describe(self) -> dict[str, Any]:
         """Which images these are: for each part its name, fingerprint and number of images.

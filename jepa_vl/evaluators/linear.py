@@ -1,149 +1,212 @@
-"""The linear probe in minutes: logistic regression on cached pooled features."""
+"""Linear probes by the recipes that papers quote: trained by SGD or LARS on crops of the images.
 
-from typing import Any
+Numbers of ``accuracy`` make no choice on the held-out part; ``accuracy_best_on_test`` is the best
+head there, as papers that try several heads report it.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import numpy as np
-from scipy.optimize import minimize
 
 from jepa_vl.config import Config, ConfigError
-from jepa_vl.evaluators.base import Extract, Measured, Measures, accuracy, register
-from jepa_vl.evaluators.features import standardise
+from jepa_vl.evaluators import crops, heads
+from jepa_vl.evaluators.base import NETWORK, Measured, Measures, majority, register
+from jepa_vl.evaluators.fast import HELD, hold
+from jepa_vl.evaluators.heads import Heads, Plan
+from jepa_vl.evaluators.network import Network
 from jepa_vl.shapes import Array, PyTree
 
-# DINOv2's range of C (dinov2/eval/log_regression.py), in decades instead of quarters of them.
-STRENGTHS = tuple(10.0**power for power in range(-6, 6))
-HELD = 0.1  # share of the training part on which C is chosen
-# Largest gradient and number of iterations at which L-BFGS ends. Features of poor encoders are
-# ill-conditioned (1e8 was measured): there the weakest L2 would take thousands of iterations, and
-# accuracies have long been the same.
-ROUGH, EXACT = (1e-4, 300), (1e-6, 1000)
+
+def tenfold_down(progress: float) -> float:
+    """VISSL's: divided by ten every 15 of 50 epochs."""
+    return 0.1 ** int(50 * progress / 15)
 
 
-def objective(
-    weights: Array, x: Array, labels: Array, classes: int, c: float
-) -> tuple[float, Array]:
-    """Cross-entropy plus L2 on all weights but the biases, over the number of rows.
+def cosine(progress: float) -> float:
+    """From 1 to 0."""
+    return 0.5 * (1 + math.cos(math.pi * progress))
 
-    Args:
-      weights: float64 [(X + 1) * classes]; the last row of the matrix holds the biases.
-      x: float64 [n, X].
-      labels: int [n], in [0, classes).
-      classes: number of classes.
-      c: inverse strength, as scikit-learn's: the sum of cross-entropies + |W|^2 / (2 c).
 
-    Returns:
-      The value and its gradient, shaped as ``weights``.
+def warm_cosine(progress: float) -> float:
+    """MAE's: up for 10 of 90 epochs, then a cosine to 0."""
+    epoch = 90 * progress
+    return epoch / 10 if epoch < 10 else cosine((epoch - 10) / 80)
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """A protocol; learning rates are multiplied with batch / 256.
+
+    Attributes:
+      source: where it is written.
+      layers: each number of last blocks whose pooled features, side by side, heads are trained on.
+      rates, decays, normed: heads are all combinations of these.
+      batch: images a step.
+      epochs: over the training images; steps: in their place where the protocol counts steps.
+      factor, schedule: of the learning rates, and its name.
+      optimiser: LARS or SGD, with momentum 0.9.
+      eps: of the batch normalisation.
     """
-    matrix = weights.reshape(-1, classes)
-    w, rows = matrix[:-1], np.arange(len(x))
-    logits = x @ w + matrix[-1]
-    logits -= logits.max(axis=1, keepdims=True)
-    exponentials = np.exp(logits)
-    total = exponentials.sum(axis=1, keepdims=True)
-    value = np.sum(np.log(total[:, 0]) - logits[rows, labels]) + np.sum(w * w) / (2 * c)
-    error = exponentials / total
-    error[rows, labels] -= 1.0
-    gradient = np.concatenate([x.T @ error + w / c, error.sum(axis=0, keepdims=True)])
-    return float(value) / len(x), gradient.ravel() / len(x)
+
+    source: str
+    layers: tuple[int, ...]
+    rates: tuple[float, ...]
+    decays: tuple[float, ...]
+    normed: tuple[bool, ...]
+    batch: int
+    epochs: int
+    steps: int
+    factor: Callable[[float], float]
+    schedule: str
+    optimiser: str
+    eps: float = 1e-5
 
 
-def fit(
-    x: Array,
-    labels: Array,
-    classes: int,
-    c: float,
-    start: Array | None = None,
-    end: tuple[float, int] = EXACT,
-) -> Array:
-    """The minimum of :func:`objective` by L-BFGS: float64 [(X + 1) * classes].
-
-    Args:
-      x, labels, classes, c: as of :func:`objective`.
-      start: shaped as the result; zeros by default.
-      end: ROUGH or EXACT.
-    """
-    start = np.zeros((x.shape[1] + 1) * classes) if start is None else start
-    tolerance, most = end
-    options: Any = {"maxiter": most, "maxfun": 2 * most, "gtol": tolerance, "ftol": 1e-12}
-    how = {"jac": True, "method": "L-BFGS-B", "options": options}
-    return minimize(objective, start, (x, labels, classes, c), **how).x
+RECIPES = {
+    "ijepa_vissl": Recipe(
+        "I-JEPA (arXiv 2301.08243), appendix A: VISSL",
+        (1, 4), (0.01, 0.05, 0.001), (0.0005, 0.0), (False, True), 16384, 50, 0, tenfold_down,
+        "divided by 10 every 15 of 50 epochs", "LARS",
+    ),
+    "dinov2_sgd": Recipe(
+        "DINOv2's evaluation code; it has no class token to add here",
+        (1, 4),
+        (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1),
+        (0.0,), (False,), 1024, 10, 12500, cosine, "cosine to 0", "SGD",
+    ),
+    "mae_lars": Recipe(
+        "MAE's linear probe (arXiv 2111.06377), without a class token",
+        (1,), (0.1,), (0.0,), (True,), 16384, 90, 0, warm_cosine,
+        "up for 10 of 90 epochs, cosine to 0", "LARS", 1e-6,
+    ),
+}  # fmt: skip
 
 
-def predict(weights: Array, x: Array, classes: int) -> Array:
-    """The likeliest class of each row of x, float [n, X] -> int [n]."""
-    matrix = weights.reshape(-1, classes)
-    return np.argmax(x @ matrix[:-1] + matrix[-1], axis=1)
+class Probe(Measures):
+    """Heads on frozen pooled features. What several heads leave to choose, a tenth decides."""
 
+    reads: ClassVar[str] = NETWORK
+    name: ClassVar[str]
 
-def hold(labels: Array, seed: int) -> Array:
-    """bool [n]: a tenth of each class, at least one image, but none of a class of one.
+    def __init__(self, config: Config, network: Network):
+        """Reads ``eval.crops``, ``eval.probe_steps`` and ``eval.probe_batch``."""
+        self.config, self.network, self.recipe = config, network, RECIPES[self.name]
+        self.layers = sorted({min(n, network.depth) for n in self.recipe.layers})
+        self.grid = Heads.grid(self.recipe.rates, self.recipe.decays, self.recipe.normed)
+        self.protocol: dict[str, Any] = {
+            "recipe": self.recipe.source,
+            "optimiser": f"{self.recipe.optimiser}, momentum {heads.MOMENTUM}",
+            "batch": config.eval.probe_batch or self.recipe.batch,
+            "steps": self._length(), "schedule": self.recipe.schedule,
+            "learning_rates": list(self.recipe.rates), "scaled_by": "batch / 256",
+            "weight_decays": list(self.recipe.decays),
+            "batch_norm": [bool(normed) for normed in self.recipe.normed],
+            "layers": list(self.layers), "pooling": "mean over all patches",
+            "heads": len(self.layers) * len(self.grid.rate),
+            "chosen_on": f"{HELD:.0%} of the training part, stratified; heads see the rest",
+            **crops.describe(config),
+        }  # fmt: skip
+        if not self._choice:
+            self.protocol["chosen_on"] = "nothing: one head, which sees all of the training part"
 
-    Args:
-      labels: int [n].
-      seed: of the draw.
-    """
-    rng, held = np.random.default_rng(seed), np.zeros(len(labels), bool)
-    for label in np.unique(labels):
-        members = rng.permutation(np.flatnonzero(labels == label))
-        if len(members) > 1:
-            held[members[: max(1, round(HELD * len(members)))]] = True
-    return held
+    @property
+    def _choice(self) -> bool:
+        return len(self.layers) * len(self.grid.rate) > 1
 
+    def _length(self) -> str:
+        steps, own = self.config.eval.probe_steps, self.recipe.steps
+        length = f"{own} steps" if own else f"{self.recipe.epochs} epochs"
+        return f"{length}, at most {steps} steps" if steps else length
 
-def choose(x: Array, labels: Array, classes: int, seed: int) -> tuple[float, float]:
-    """The C of the highest accuracy on a tenth that is held out of (x, labels).
-
-    Of several the smallest, hence the strongest L2. Each fit starts where that of the next stronger
-    L2 ended.
-
-    Args:
-      x: float64 [n, X]; labels: int [n], in [0, classes).
-      classes: number of classes.
-      seed: of the draw.
-
-    Returns:
-      C and that accuracy.
-
-    Raises:
-      ConfigError: no class has two images.
-    """
-    held = hold(labels, seed)
-    if not held.any():
-        raise ConfigError("eval.train_images", len(x), "a linear probe needs two images of a class")
-    best, weights = (0.0, -1.0), None
-    for c in STRENGTHS:
-        weights = fit(x[~held], labels[~held], classes, c, weights, ROUGH)
-        found = accuracy(predict(weights, x[held], classes), labels[held])
-        if found > best[1]:
-            best = c, found
-    return best
-
-
-@register("linear")
-class Linear(Measures):
-    """Multinomial logistic regression; the strength of L2 is chosen within the training part."""
-
-    def __init__(self, config: Config, extract: Extract):
-        """Of the configuration only the seed is read."""
-        self.extract, self.seed = extract, config.seed
-        self.protocol = {
-            "head": "fast: multinomial logistic regression, L-BFGS, float64",
-            "normalisation": "mean and standard deviation of the training part",
-            "C": [STRENGTHS[0], STRENGTHS[-1], len(STRENGTHS)],
-            "chosen_on": f"{HELD:.0%} of the training part, stratified; then refitted on all of it",
-        }
+    def plan(self, count: int) -> Plan:
+        """The steps for so many training images; a batch holds at most all of them."""
+        batch = min(count, self.config.eval.probe_batch or self.recipe.batch)
+        steps = self.recipe.steps or self.recipe.epochs * (count // batch)
+        steps = min(steps, self.config.eval.probe_steps or steps)
+        lars = self.recipe.optimiser == "LARS"
+        return Plan(steps, batch, self.recipe.factor, lars, self.recipe.eps, self.config.seed)
 
     def measure(self, params: PyTree) -> Measured:
-        """``accuracy``; ``C``, the inverse strength chosen, and ``accuracy_chosen_on`` there.
+        """``accuracy`` of the head that was chosen, ``accuracy_best_on_test`` of the best one.
+
+        Beside them the settings of the chosen head, and its accuracy where it was chosen.
 
         Raises:
-          ConfigError: no class has two training images.
+          ConfigError: no labelled image, or no class with two where there is a choice.
         """
-        found = self.extract(params)
-        x, held_out = standardise(found.train, found.held_out)
-        names, labels = np.unique(found.train_labels, return_inverse=True)
-        c, inner = choose(x, labels, len(names), self.seed)
-        weights = fit(x, labels, len(names), c)
-        right = names[predict(weights, held_out, len(names))] == found.held_out_labels
-        scores = {"accuracy": float(right.mean()), "C": c, "accuracy_chosen_on": inner}
-        return Measured(scores, {"accuracy": right[None]})
+        deepest = max(self.layers)
+        found = crops.read(self.network, lambda x: self.network.pooled(params, x, deepest))
+        self.protocol |= self.network.labelled.describe()  # those that could be read
+        return self.judge(found)
+
+    def judge(self, found: crops.Cropped) -> Measured:
+        """The numbers of features of the deepest of the recipe's layers."""
+        centres = found.centres
+        names, labels = np.unique(centres.train_labels, return_inverse=True)
+        held = hold(labels, self.config.seed) if self._choice else np.zeros(len(labels), bool)
+        if self._choice and not held.any():
+            rule = "a choice of heads needs two images of a class"
+            raise ConfigError("eval.train_images", len(labels), rule)
+        said: list[tuple[Array, Array]] = []
+        for layers in self.layers:
+            width = found.views.shape[-1] // max(self.layers) * layers
+            last = [x[..., -width:] for x in (found.views, centres.train, centres.held_out)]
+            said.append(self._heads(last, labels, held, len(names)))
+        inner = np.concatenate([a for a, _ in said])  # [heads, held]
+        outer = np.concatenate([names[b] for _, b in said]) == centres.held_out_labels
+        scores, chosen = {}, 0
+        if self._choice:
+            right = (inner == labels[held]).mean(axis=1)
+            chosen = int(right.argmax())  # of several the first
+            scores = {"accuracy_chosen_on": float(right[chosen]), **self._settings(chosen)}
+        scores |= {
+            "accuracy": float(outer[chosen].mean()),
+            "accuracy_best_on_test": float(outer.mean(axis=1).max()),
+        }
+        baselines = {"majority": {"accuracy": majority(centres)}}
+        return Measured(scores, {"accuracy": outer[chosen][None]}, baselines=baselines)
+
+    def _heads(
+        self, last: list[Array], labels: Array, held: Array, classes: int
+    ) -> tuple[Array, Array]:
+        """Classes that each head says of the held tenth and of the held-out part."""
+        views, centres, test = last
+        plan = self.plan(int((~held).sum()))
+        grid = self.grid._replace(rate=self.grid.rate * np.float32(plan.batch / 256))
+        first = heads.start(grid, views.shape[-1], classes, self.config.seed)
+        trained = heads.train(views[~held], labels[~held], first, grid, plan)
+        inner, outer = (heads.predict(trained, grid, x, plan.eps) for x in (centres[held], test))
+        return inner, outer
+
+    def _settings(self, chosen: int) -> dict[str, float]:
+        layer, head = divmod(chosen, len(self.grid.rate))
+        return {
+            "learning_rate": float(self.grid.rate[head]),
+            "weight_decay": float(self.grid.decay[head]),
+            "batch_norm": float(self.grid.normed[head]),
+            "layers": float(self.layers[layer]),
+        }
+
+
+@register("ijepa_vissl")
+class IJepaVissl(Probe):
+    """I-JEPA's: one layer or four, with and without batch normalisation."""
+
+    name = "ijepa_vissl"
+
+
+@register("dinov2_sgd")
+class DinoV2Sgd(Probe):
+    """DINOv2's: 13 learning rates at once."""
+
+    name = "dinov2_sgd"
+
+
+@register("mae_lars")
+class MaeLars(Probe):
+    """MAE's: one head behind batch normalisation."""
+
+    name = "mae_lars"
