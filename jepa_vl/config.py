@@ -32,11 +32,13 @@ from jepa_vl.methods import (
     FIXED_DISTANCE,
     MASKED,
     READS_TEXT,
+    TRAINS_IMAGES,
     check_text,
     text_frozen,
 )
 from jepa_vl.schema import (
     CROSSERS,
+    LEARNED,
     PREDICTOR_DEPTHS,
     VARIANTS,
     EncoderConfig,
@@ -160,6 +162,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "text.cache_dtype": ("float16", "bfloat16", "float32"),
     "crossmodal.targets": ("tokens", "pooled"),
     "contrastive.loss": ("clip", "siglip"),
+    "encoder.positions": ("fixed", LEARNED),
+    "init_branch": ("target", "context"),
     "conditioner.layers": ("all", "one"),
     "conditioner.pool": ("before_mlp", "after_mlp"),
     "loss.target_norm": ("layer_norm", "none"),
@@ -335,6 +339,12 @@ def _check_meaning(config: Config) -> None:
             raise ConfigError(name, values[name], "0 <= value < 1")
     for name, upper in RANGES.items():
         _check_range(name, values[name], upper)
+    for name in ("init_parts", "init_allow"):
+        if not all(isinstance(word, str) and word for word in getattr(config, name)):
+            raise ConfigError(name, getattr(config, name), "holds names alone")
+    if config.init_from and config.objective not in TRAINS_IMAGES:
+        rule = f"empty with objective {config.objective!r}, which trains no image encoder"
+        raise ConfigError("init_from", config.init_from, rule)
     for name in config.health.mute:
         one_of("health.mute", name, RULES)
     if not 0 <= config.seed < 2**32:

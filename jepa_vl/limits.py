@@ -16,8 +16,8 @@ LETTERS = 1024
 PATCHES_A_SIDE = 128
 NAME = 255  # bytes of a file's name that file systems hold
 PATHS = (
-    "data.path", "data.captions_file", "eval.path", "text.path", "frozen.image", "frozen.text",
-    "train.compile_cache",
+    "init_from", "data.path", "data.captions_file", "eval.path", "text.path", "frozen.image",
+    "frozen.text", "train.compile_cache",
 )  # fmt: skip
 TABLE = 2**26  # numbers in a table of positions, patches x width
 

@@ -14,6 +14,7 @@ DISTANCES: dict[str, str] = {
 FIXED_DISTANCE = ("crossmodal", "contrastive")
 CONDITIONED = ("tcjepa",)  # the predictor has conditioners
 READS_TEXT = ("tijepa", "crossmodal", "contrastive")  # whatever the conditioner
+TRAINS_IMAGES = ("ijepa", "tcjepa", "crossmodal", "contrastive")  # an image encoder of its own
 MASKED = ("ijepa", "tcjepa", "tijepa")  # multi-block masks are read
 FREEZE_TEXT = ("tijepa",)  # the text tower is never trained
 TRAIN_TEXT = ("crossmodal", "contrastive")  # a pretrained text tower too, unless told otherwise

@@ -29,6 +29,7 @@ PREDICTOR_DEPTHS = {"Ti": 6, "S": 6, "B": 6, "L": 12, "H": 12, "g": 16}
 # none of their widths: 12 heads are our choice.
 CROSSERS: dict[str, tuple[int, int]] = {"small": (4, 8), "medium": (6, 12), "large": (8, 12)}
 
+LEARNED = "learned"
 RANDOM = "random"  # in place of the path of a frozen tower: an untrained one
 
 
@@ -149,6 +150,10 @@ class EncoderConfig:
     depth: int = key(0, "transformer blocks; filled in from the variant")
     heads: int = key(0, "attention heads; filled in from the variant")
     mlp_width: int = key(0, "hidden width of the MLP; 0: 4 x width, or the variant's")
+    positions: str = key(
+        "fixed",
+        "of patches: fixed (I-JEPA's sin-cos table) or learned, from that table on",
+    )
 
     @property
     def grid(self) -> int:
@@ -290,6 +295,24 @@ class Config:
 
     seed: int = key(0, "of initialisation, data order, captions and masks")
     objective: str = key("tcjepa", "ijepa, tcjepa, tijepa, crossmodal or contrastive")
+    init_from: str = key(
+        "",
+        "where parameters come from at step 0: an encoder of transformers, timm or "
+        "facebookresearch/ijepa (folder, hub:OWNER/MODEL or file), an export or a workdir of ours; "
+        "empty: chance",
+    )
+    init_branch: str = key(
+        "target", "of init_from, where it holds both: target or context; encoder and target get it"
+    )
+    init_parts: tuple = key(
+        ("encoder",),
+        "what init_from gives: encoder; also predictor (facebookresearch/ijepa, ours), text (ours)",
+    )
+    init_allow: tuple = key(
+        (),
+        "names that may be missing from init_from, too many or misshapen there, and are left as "
+        "they are; * stands for anything",
+    )
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     text: TextConfig = dataclasses.field(default_factory=TextConfig)
     encoder: EncoderConfig = dataclasses.field(default_factory=EncoderConfig)

@@ -3,17 +3,21 @@
 import os
 import pickle
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
 
+from jepa_vl import objectives, tree
 from jepa_vl.config import ConfigError
 from jepa_vl.export import base, timm
 from jepa_vl.models import intake
-from jepa_vl.models.intake import pickles
+from jepa_vl.models.intake import pickles, start
+from jepa_vl.training import state as train_state
 from tests import exports
 from tests.shared import shared
 from tests.test_intake import KEY, features, refused
+from tests.tiny import tiny
 
 torch = pytest.importorskip("torch")
 
@@ -159,3 +163,46 @@ def test_weights_of_another_architecture_are_listed(tmp_path):
     torch.save(sizes, tmp_path / "a.pth")
     with pytest.raises(ConfigError, match="no ViT under the names of timm or facebookresearch"):
         features(tmp_path / "a.pth")
+
+
+def test_encoder_and_predictor_of_the_public_code_start_a_run_that_predicts_as_it_did(tmp_path):
+    golden = np.load(shared("golden/ijepa_train.npz"))
+
+    def part(name):
+        found = {n.removeprefix(name): golden[n] for n in golden.files if n.startswith(name)}
+        return {f"module.{n}": torch.tensor(x) for n, x in found.items()}
+
+    file = tmp_path / "jepa-ep0.pth.tar"
+    parts = {"encoder": part("init/encoder/"), "predictor": part("init/predictor/")}
+    torch.save({**parts, "target_encoder": parts["encoder"], "opt": None}, file)
+    sizes = {"image_size": 32, "patch_size": 4, "width": 48, "depth": 3, "heads": 4}
+    keys = {f"encoder.{name}": value for name, value in sizes.items()}
+    keys |= {
+        "predictor.width": 24,
+        "predictor.depth": 2,
+        "predictor.heads": 4,
+        "encoder.mlp_width": 0,
+    }
+    keys |= {"masks.mode": "reference", "masks.min_keep": 4, "init_from": str(file)}
+    config = tiny(objective="ijepa", **keys, init_parts=("encoder", "predictor"))
+    objective: Any = objectives.build(config)
+    like = train_state.shapes(config, objective, train_state.batch_spec(config)).params
+    found = start.read(config, like)
+    assert (
+        found is not None
+        and found.params.keys() == tree.flatten(like).keys()
+        and found.told["branch"] == "target"
+    )
+    params = base.nested(found.params)
+    images = golden["step0/images_nchw"].transpose(0, 2, 3, 1)
+    context = golden["step0/context_index_0"]
+    seen = objective.encoder.apply({"params": params["encoder"]}, images, context)
+    expected = golden["step0/context_encoder_out"]
+    assert np.abs(seen - expected).max() < 1e-5 * np.abs(expected).max()
+    targets = np.stack([golden[f"step0/target_index_{i}"] for i in range(4)], axis=1)
+    predicted = objective.predictor.apply({"params": params["predictor"]}, seen, context, targets)[
+        0
+    ]
+    expected = golden["step0/prediction"].reshape(4, *predicted.shape[:1], *predicted.shape[2:])
+    expected = expected.transpose(1, 0, 2, 3)  # theirs are block by block
+    assert np.abs(predicted - expected).max() < 2e-5 * np.abs(expected).max()

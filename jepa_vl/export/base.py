@@ -44,9 +44,9 @@ class Encoder:
         return nested(self.params)
 
     def position(self) -> Array:
-        """The fixed position table, float32 [T, D]."""
+        """The table of positions, float32 [T, D]."""
         c = self.config.encoder
-        return sincos_table(c.width, c.grid)
+        return self.params.get("position", sincos_table(c.width, c.grid))
 
     def features(self, images: Array) -> Array:
         """What every export must give: uint8 [n, H, W, 3] -> float32 [n, T, D], on the CPU."""

@@ -75,7 +75,7 @@ def arrays(workdir: Path, places: Sequence[str], mark: str, where: tuple[str, st
     Args:
       workdir: of the run.
       places: where the part may be; the first counts that has ``mark``.
-      mark: a name right below the part.
+      mark: a name right below the part; empty: any.
       where: configuration key and path, for errors.
 
     Returns:
@@ -88,10 +88,10 @@ def arrays(workdir: Path, places: Sequence[str], mark: str, where: tuple[str, st
     try:
         with ocp.PyTreeCheckpointer() as reader:
             stored = reader.metadata(folder).item_metadata.tree
-            held = (p for p in places if isinstance(x := _at(stored, p), dict) and mark in x)
-            place = next(held, None)
+            there = {p: x for p in places if isinstance(x := _at(stored, p), dict)}
+            place = next((p for p, x in there.items() if not mark or mark in x), None)
             if place is None:
-                rule = f"its run holds no {' or '.join(places)} with {mark}"
+                rule = f"its run holds no {' or '.join(places)}" + (f" with {mark}" if mark else "")
                 raise ConfigError(*where, rule)
             return _restore(reader, folder, place, _at(stored, place))
     except ConfigError:

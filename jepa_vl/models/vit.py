@@ -11,7 +11,7 @@ from flax import linen as nn
 from jepa_vl.models import fast
 from jepa_vl.models.layers import NORMAL, Block, LayerNorm, gather, sincos_table
 from jepa_vl.models.stack import PLAIN, Plan, run_blocks
-from jepa_vl.schema import EncoderConfig
+from jepa_vl.schema import LEARNED, EncoderConfig
 from jepa_vl.shapes import Array, PyTree, check_shape
 from jepa_vl.sharding import whole
 
@@ -49,6 +49,7 @@ class ViT(nn.Module):
     mlp_width: int
     dtype: Any = jnp.float32
     how: Plan = Plan()
+    learned: bool = False  # positions, a parameter that starts as the fixed table
 
     @nn.compact
     def __call__(
@@ -76,6 +77,8 @@ class ViT(nn.Module):
         bias = self.param("patch_bias", nn.initializers.zeros, (self.width,))
         patches = patchify(normalise(images), patch)
         table = jnp.asarray(sincos_table(self.width, self.image_size // patch))
+        if self.learned:
+            table = self.param("position", lambda rng, start=table: start)
         if ctx_idx is None:
             position = table[None]
         else:
@@ -128,4 +131,5 @@ def build(config: EncoderConfig, dtype: Any = jnp.float32, how: Plan = PLAIN) ->
         mlp_width=config.mlp_width,
         dtype=dtype,
         how=how,
+        learned=config.positions == LEARNED,
     )

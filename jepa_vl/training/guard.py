@@ -40,7 +40,7 @@ class Guard:
 
     def _remember(self) -> None:
         """The alarm's state goes into later checkpoints."""
-        self.keeper.more = {"alarm": self.alarm.to_dict()}
+        self.keeper.more["alarm"] = self.alarm.to_dict()
 
     def skipped(self, step: int) -> Verdict:
         """Too many steps were skipped in a row, the step before this one the last."""

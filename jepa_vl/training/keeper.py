@@ -19,6 +19,7 @@ from jepa_vl.training.state import TrainState
 NOTHING_WHOLE = (
     f"no checkpoint is whole (the damaged ones lie in {checkpoint.ASIDE}/); take a new workdir"
 )
+BEGAN = "init"  # in the meta item: what parameters started from
 FIRST_PAUSE, LONGEST_PAUSE = 10.0, 300.0  # seconds before a save that failed is tried again
 
 
@@ -55,7 +56,7 @@ class Keeper:
         self._checkpoints = self._open()
         self.start = self._find()
         self._last_save = time.monotonic()
-        self.more: dict[str, Any] = {}  # goes into meta too
+        self.more = {k: x for k, x in self.meta.items() if k == BEGAN}  # goes into meta too
         self._error: Exception | None = None
         self._failing: float | None = None  # since when
         self._pause, self._try_at = FIRST_PAUSE, 0.0
@@ -142,6 +143,15 @@ class Keeper:
         self._checkpoints = self._open()
         self.say(f"batch {old} -> {new}: step {self.saved_as} is step {self.start} now")
         return rebatch.renumber(state, self.start)
+
+    def began_from(self, told: dict[str, Any]) -> None:
+        """Says, and keeps in each checkpoint, what parameters started from (``intake.start``)."""
+        self.more[BEGAN] = told
+        branch = f", {told['branch']} branch" if told["branch"] else ""
+        parts = " and ".join(told["parts"])
+        self.say(f"{parts} of {told['path']} ({told['kind']}{branch}): {told['arrays']} arrays")
+        for line in told["allowed"]:
+            self.say(f"allowed: {line}")
 
     def due(self, step: int) -> bool:
         """Is a checkpoint to be written after this step? The same in all processes."""

@@ -109,7 +109,9 @@ class Run:
             self.state = self.keeper.restore(like)
             self.start = self.done = self.keeper.start
         else:
-            self.state = train_state.create(config, objective, self.spec, mesh)
+            self.state = train_state.create(
+                config, objective, self.spec, mesh, self.keeper.began_from
+            )
         self.step = make_step(config, objective, mesh, like, self.keeper.course.lr_scale)
 
     def _open_writer(self, newest: int) -> None:

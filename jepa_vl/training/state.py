@@ -1,16 +1,19 @@
 """The train state: everything that a resumed run needs and nothing else."""
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from jepa_vl import sharding
+from jepa_vl import sharding, tree
 from jepa_vl.config import Config, reads_text
 from jepa_vl.data import embeddings
 from jepa_vl.data.masking import plan_masks
+from jepa_vl.models.intake import start
 from jepa_vl.objectives import Objective
 from jepa_vl.objectives.base import Batch
 from jepa_vl.shapes import Array, PyTree
@@ -101,11 +104,18 @@ def abstract(config: Config, objective: Objective, batch: Batch, mesh: Mesh) -> 
     return sharding.placed_spec(shapes(config, objective, batch), mesh)
 
 
-def create(config: Config, objective: Objective, batch: Batch, mesh: Mesh) -> TrainState:
+def create(
+    config: Config,
+    objective: Objective,
+    batch: Batch,
+    mesh: Mesh,
+    tell: Callable[[dict[str, Any]], None] = lambda told: None,
+) -> TrainState:
     """The state of step 0, each leaf created where it lives.
 
     Args:
       batch: arrays or ShapeDtypeStructs of the global batch; only shapes are read.
+      tell: is called with what ``init_from`` has given, where it is set; see ``intake.start``.
 
     Raises:
       ConfigError: parts start from files, and these do not fit.
@@ -122,9 +132,14 @@ def create(config: Config, objective: Objective, batch: Batch, mesh: Mesh) -> Tr
     dtypes = {str(x.dtype) for x in jax.tree.leaves((state.params, state.target))}
     if dtypes != {"float32"}:
         raise TypeError(f"parameters and target are float32, got {sorted(dtypes)}")
-    initial = sharding.place(objective.load_initial(), mesh)
+    initial = tree.flatten(objective.load_initial())
+    given = start.read(config, like.params)
+    if given is not None:
+        initial |= given.params
+        tell(given.told)
     if not initial:
         return state
-    params = {**state.params, **initial}
+    initial = sharding.place(initial, mesh)
+    params = tree.map_named(lambda name, x: initial.get(name, x), state.params)
     target = jax.tree.map(jnp.copy, objective.target_of(params))
     return dataclasses.replace(state, params=params, target=target)

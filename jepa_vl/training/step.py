@@ -15,8 +15,9 @@ from jepa_vl.shapes import Array, PyTree
 from jepa_vl.training import schedules, spikes
 from jepa_vl.training.state import TrainState, adam
 
-# I-JEPA's rule: no decay on biases and 1-D tensors. Its mask token is 3-D there, hence decayed.
-NO_DECAY = r"(^|/)(bias|scale|patch_bias)$"
+# I-JEPA's rule: no decay on biases and 1-D tensors. Its mask token is 3-D there, hence decayed. And
+# none on learned positions, as usual.
+NO_DECAY = r"((^|/)(bias|scale|patch_bias)|^(encoder|image)/position)$"
 
 COUNTS = ("bad_steps", "spikes", "bad_in_a_row")
 

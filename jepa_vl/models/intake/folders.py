@@ -15,6 +15,7 @@ from jepa_vl.models.weights import Tensors, read_safetensors
 from jepa_vl.pretrained import read_json
 
 CONFIG = "config.json"
+PARTS = ("predictor", "text", "to_image", "to_text", "head")  # that runs train beside the encoder
 # timm's name -> heads; that of vit_base_patch16_gap_224 is a trap.
 HEADS = {"tiny": 3, "small": 6, "base": 12, "large": 16, "huge": 16, "giant": 16}
 SIXTEEN = "vit_base_patch16_gap_224"
@@ -103,4 +104,14 @@ def of_run(workdir: Path, where: tuple[str, str], branch: str) -> Source:
         fixed = sincos_table(shape.width, shape.grid)  # in no checkpoint
         return [(name, lambda x=x: x) for name, x in ({"position": fixed} | found).items()]
 
-    return Source(where, "a run of ours", branch, shape, Part(encoder, OURS))
+    def other(name: str) -> Part:
+        ema = (f"target/{name}",) if branch == "target" else ()
+
+        def tensors() -> Tensors:
+            found = tree.flatten(runs.arrays(workdir, (*ema, f"params/{name}"), "", where))
+            return [(name, lambda x=x: x) for name, x in found.items()]
+
+        return Part(tensors, OURS)
+
+    parts = {name: other(name) for name in PARTS}
+    return Source(where, "a run of ours", branch, shape, Part(encoder, OURS), parts)

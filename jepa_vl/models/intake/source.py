@@ -37,7 +37,7 @@ class Source:
       branch: target or context; empty where the files do not tell.
       shape: what it was trained as.
       encoder: its tensors.
-      parts: what else there is, by name: ``predictor``, ``text``.
+      parts: what else there may be, by name: ``predictor``, ``text``.
     """
 
     where: tuple[str, str]
