@@ -108,7 +108,8 @@ class LogConfig:
 class EvalConfig:
     """The images of evaluation, the online kNN, and how long probes are trained."""
 
-    every: int = key(0, "steps between online kNN evaluations; 0: a quarter of the run")
+    every: int = key(0, "steps between online evaluations; 0: a quarter of the run")
+    tasks: tuple = key((), "evaluators of `jepa-vl eval` that run beside the online kNN")
     path: str = key(
         "",
         "held-out source, same kind (mixture: of the first one's); empty: val beside a folder "

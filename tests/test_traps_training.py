@@ -15,12 +15,13 @@ from PIL import Image
 
 from jepa_vl import objectives, sharding, tree
 from jepa_vl.data import masking, masking_reference, pipeline, sources, transforms
+from jepa_vl.evaluators.subject import Model
 from jepa_vl.models import vit
 from jepa_vl.models.conditioner import Reading
 from jepa_vl.objectives import base, losses
 from jepa_vl.objectives.tcjepa import reading_metrics
 from jepa_vl.schema import VARIANTS
-from jepa_vl.training import loop, schedules
+from jepa_vl.training import loop, online, schedules
 from jepa_vl.training import state as train_state
 from jepa_vl.training.step import make_step
 from tests.tiny import tiny
@@ -304,10 +305,12 @@ def test_trap_44_what_is_evaluated_is_the_target_encoder():
     seen = []
     run = loop.Run.__new__(loop.Run)
     run.of_data = {}
-    run.config, run.total, run.frozen = tiny(), 6, {}
-    run.objective = objectives.build(run.config)
+    run.config, run.total = tiny(), 6
     run.state = SimpleNamespace(params="online", target="target")
     run.health = SimpleNamespace(run=lambda state: {})
-    run.knn = SimpleNamespace(run=lambda weights: seen.append(weights) or {"knn": 0.5})
-    run.reporter = SimpleNamespace(say=lambda text: None)
+    run.online = online.Online.__new__(online.Online)
+    run.online.model = Model(None, {}, objectives.build(run.config))
+    run.online.knn = SimpleNamespace(run=lambda weights: seen.append(weights) or {"knn": 0.5})
+    run.online.tasks, run.online.say = (), lambda text: None
+    run.online.bench = SimpleNamespace(subject=lambda name, weights: None)
     assert run.examine(6) == {"knn/target": 0.5} and seen == ["target"]

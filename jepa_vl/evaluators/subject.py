@@ -133,8 +133,24 @@ class Images:
 class Bench:
     """Readings of one model, each compiled once for all its weights."""
 
-    def __init__(self, config: Config, model: Model, images: Images, mesh: Mesh, layers: int = 1):
-        """``layers``: how many of the last blocks pooled features are of.
+    def __init__(
+        self,
+        config: Config,
+        model: Model,
+        images: Images,
+        mesh: Mesh,
+        layers: int = 1,
+        encode: features.Encode | None = None,
+    ):
+        """Compiles nothing yet.
+
+        Args:
+          config: resolved.
+          model: its parameters come later.
+          images: what is read.
+          mesh: devices.
+          layers: how many of the last blocks pooled features are of.
+          encode: of ``features.make_encode`` for the same; None: a new one.
 
         Raises:
           ConfigError: the encoder has not so many.
@@ -143,7 +159,7 @@ class Bench:
         if layers > most:
             raise ConfigError("--layers", layers, f"at most {most}, the blocks that can be read")
         self.config, self.model, self.images, self.mesh = config, model, images, mesh
-        self.encode = features.make_encode(model.encoder, mesh, layers)
+        self.encode = encode or features.make_encode(model.encoder, mesh, layers)
         pooling = f"{POOLING}, {model.encoder.FEATURES}"
         self.protocol = {"layers": layers, "pooling": pooling}
 
@@ -229,12 +245,24 @@ class Subject:
         """Can this evaluator read these features?"""
         return read_by(task) in self._make
 
-    def measure(self, task: str) -> tuple[Measured, dict[str, Any]]:
-        """What an evaluator found, and its whole protocol."""
+    def evaluator(self, task: str) -> Any:
+        """The evaluator of a name; nothing is read yet.
+
+        Raises:
+          ConfigError: the model, the data or the configuration cannot serve it.
+        """
         reads = read_by(task)
         if reads not in self._made:
             self._made[reads] = self._make[reads]()
-        evaluator: Any = REGISTRY[task](self._config, self._made[reads])
+        return REGISTRY[task](self._config, self._made[reads])
+
+    def measure(self, task: str) -> tuple[Measured, dict[str, Any]]:
+        """What an evaluator found, and its whole protocol.
+
+        Raises:
+          ConfigError: see :meth:`evaluator`; or the data turn out not to serve it.
+        """
+        reads, evaluator = read_by(task), self.evaluator(task)
         params = self._params.get(reads)
         found = evaluator.measure(params)
         if reads == LABELLED:

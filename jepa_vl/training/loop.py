@@ -10,8 +10,8 @@ from jepa_vl import objectives, sharding, tree
 from jepa_vl.config import Config, ConfigError, config_hash
 from jepa_vl.data import faults, pipeline, sources
 from jepa_vl.evaluators import features
-from jepa_vl.evaluators.knn import OnlineKnn
-from jepa_vl.training import compile_cache, data_health, distributed, flops, result
+from jepa_vl.evaluators.subject import Model
+from jepa_vl.training import compile_cache, data_health, distributed, flops, online, result
 from jepa_vl.training import state as train_state
 from jepa_vl.training.checkpoint import SCORE, provenance
 from jepa_vl.training.console import Reporter
@@ -22,6 +22,7 @@ from jepa_vl.training.health import Health, to_device
 from jepa_vl.training.keeper import Keeper
 from jepa_vl.training.lock import Lock
 from jepa_vl.training.metrics import MetricsWriter, write_json
+from jepa_vl.training.online import Online
 from jepa_vl.training.profiling import Profiler, Window
 from jepa_vl.training.proof import NoProof, Proof
 from jepa_vl.training.rows import LateRows
@@ -51,6 +52,7 @@ class Run:
         self.mesh = sharding.make_mesh(config.mesh)
         sharding.check_batch(config.train, self.mesh.shape["data"] * self.mesh.shape["fsdp"])
         compile_cache.enable(config.train.compile_cache)
+        online.check(config)
         self.objective = objectives.build(config)
         self.spec = train_state.batch_spec(config)
         self.data, self.meta = pipeline.describe(config, self.train_source), provenance(config)
@@ -95,8 +97,10 @@ class Run:
         held_out, log = self.held_out, self.faults
         self.health = Health(config, objective, self.frozen, mesh, held_out, encode, log)
         self.of_data = self._look_at_data()
-        self.knn = self._make_knn(encode)
-        read = None if self.knn is None else self.knn.reader.describe()
+        parts = self.train_source, held_out
+        model = Model(objective.encoder, self.frozen, objective)
+        self.online = Online(config, model, mesh, encode, parts, log, self.reporter.say)
+        read = self.online.describe()
         distributed.require_same("images for evaluation", [self.health.indices(), read])
         self._open_writer(self.start or -1)
         self.guard, self.verdict = Guard(config, self.keeper, self.events), Verdict()
@@ -155,16 +159,6 @@ class Run:
         self.reporter.say(data_health.told(found))
         return distributed.as_first(found)
 
-    def _make_knn(self, encode: features.Encode) -> OnlineKnn | None:
-        try:
-            parts = self.train_source, self.held_out
-            return OnlineKnn(self.config, encode, *parts, self.faults)
-        except ConfigError as error:
-            if error.key != "data.label_key":
-                raise
-            self.reporter.say(f"no kNN evaluation: {error}")
-            return None
-
     def seconds(self) -> float:
         """Wall-clock of the run, earlier processes included."""
         return self.clock.running()
@@ -174,16 +168,12 @@ class Run:
         return self.step._cache_size() or self.compiles_before
 
     def examine(self, step: int) -> dict[str, Any]:
-        """Diagnostics and kNN, where they are due after this many steps."""
+        """Diagnostics and evaluation, where they are due after this many steps."""
         out: dict[str, Any] = {}
         if step % self.config.log.diagnostics_every == 0 or step == self.total:
             out |= self.health.run(self.state) | self.of_data
-        if self.knn is not None and (step % self.config.eval.every == 0 or step == self.total):
-            weights = self.objective.encoder_params(self.state.target, self.frozen)
-            out[SCORE] = self.knn.run(weights)["knn"]
-            if step == 0:
-                out["knn/pixels"] = self.knn.pixels()["knn"]
-            self.reporter.say(f"step {step}: kNN of the target encoder {out[SCORE]:.3f}")
+        if step % self.config.eval.every == 0 or step == self.total:
+            out |= self.online.run(self.state, step)
         return out
 
     def save(self, step: int, score: float | None = None) -> None:
@@ -359,7 +349,7 @@ class Run:
             "bad_samples": dict(self.faults.total()),
             "rewinds": self.keeper.course.rewinds,
             **result.measured(writer, c.eval.k, len(self.train_source.classes)),
-            "best": result.best(best, writer, self.knn.reader.tested() if self.knn else 0),
+            "best": result.best(best, writer, self.online.tested()),
         }
         writer.close()
         if distributed.leads():
