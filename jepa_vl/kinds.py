@@ -19,6 +19,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "parquet": ("split",),
     "tfds": ("name", "split"),
     "array_record": (),
+    "mvsa": (),
     MIXTURE: ("mixture",),
 }
 POOLS = ("raw", "synthetic", "both")

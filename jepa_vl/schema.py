@@ -41,7 +41,8 @@ class DataConfig:
         "shapes_world",
         "source: shapes_world (built in), tar (WebDataset), folder (captions.jsonl or .csv), "
         "class_folder (a subfolder a class), mask_folder (images and masks), parquet, tfds, "
-        "array_record (written by `jepa-vl data convert`), or a mixture of them",
+        "array_record (written by `jepa-vl data convert`), mvsa (tweets with a sentiment), or a "
+        "mixture of them",
     )
     path: str = key(
         "", "folder of the source, or one file of it; tfds: its data_dir; unused by shapes_world"

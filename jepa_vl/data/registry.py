@@ -8,6 +8,7 @@ from jepa_vl.data.array_record import ArrayRecordSource
 from jepa_vl.data.class_folder import ClassFolderSource
 from jepa_vl.data.folder import FolderSource
 from jepa_vl.data.mask_folder import open_folder
+from jepa_vl.data.mvsa import Mvsa
 from jepa_vl.data.parquet import ParquetSource
 from jepa_vl.data.shapes_world import ShapesWorld
 from jepa_vl.data.tar import TarSource
@@ -69,6 +70,11 @@ def _tfds(config: Config, place: Place) -> Any:
     return TfdsSource(place.path, data.name, *names, place.split, place.key)
 
 
+def _mvsa(config: Config, place: Place) -> Any:
+    del config
+    return Mvsa(place.path, place.key)
+
+
 # Each opens a sources.Source.
 SOURCES: dict[str, Callable[[Config, Place], Any]] = {
     "shapes_world": _world,
@@ -79,4 +85,5 @@ SOURCES: dict[str, Callable[[Config, Place], Any]] = {
     "parquet": _parquet,
     "tfds": _tfds,
     "array_record": _array_record,
+    "mvsa": _mvsa,
 }

@@ -7,4 +7,5 @@ from jepa_vl.evaluators import knn as knn
 from jepa_vl.evaluators import lidar as lidar
 from jepa_vl.evaluators import linear as linear
 from jepa_vl.evaluators import retrieval as retrieval
+from jepa_vl.evaluators import sentiment as sentiment
 from jepa_vl.evaluators.base import REGISTRY as REGISTRY
