@@ -19,12 +19,13 @@ _WHITE_16 = 65535
 _BUFFER = re.compile(r" ?<_io\.BytesIO[^>]*>")  # where Pillow would name a file
 
 
-def decode(image: bytes | Array, key: str) -> Array:
+def decode(image: bytes | Array, key: str, most: int | None = None) -> Array:
     """The whole image, upright, in colour.
 
     Args:
       image: encoded bytes (whatever Pillow reads) or uint8 [H, W, 3].
       key: of the sample, for the error.
+      most: pixels that it may have; None: any number.
 
     Returns:
       uint8 [H, W, 3]; transparent pixels are composited on white.
@@ -32,7 +33,7 @@ def decode(image: bytes | Array, key: str) -> Array:
     Raises:
       BadSample: the bytes are no image, or a damaged one.
     """
-    return _crop(image, key, lambda width, height: (0, 0, width, height), None)
+    return _crop(image, key, lambda width, height: (0, 0, width, height), None, most=most)
 
 
 def random_crop(

@@ -1,6 +1,7 @@
 """What protocols read that train parts of their own: a network, and the images of both parts."""
 
 import functools
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,11 @@ from jepa_vl.data.sources import Source
 from jepa_vl.evaluators import features
 from jepa_vl.models.vit import ViT
 from jepa_vl.shapes import Array, PyTree
+
+
+def _memory() -> int:
+    """Bytes of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 class Network:
@@ -88,6 +94,21 @@ class Network:
             return jnp.mean(found, axis=1) if pool else found
 
         return features.over(self.mesh, read)
+
+    def check_memory(self, images: int) -> None:
+        """Refuses tokens of so many images that would fill most of the memory.
+
+        Raises:
+          ConfigError: says how much they need.
+        """
+        c = self.config.encoder
+        need, have = 4 * images * c.grid**2 * c.width, _memory()
+        if need > 0.5 * have:
+            rule = (
+                f"tokens of {images} crops need {need / 2**30:.1f} GiB of {have / 2**30:.1f}; give "
+                "fewer images or eval.crops"
+            )
+            raise ConfigError("eval.train_images", self.config.eval.train_images, rule)
 
     @property
     def depth(self) -> int:
