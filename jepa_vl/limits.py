@@ -32,6 +32,7 @@ AT_LEAST_1 = (
     "log.every", "log.diagnostics_every", "log.diagnostics_images",
     "health.patience", "health.lull",
     "eval.every", "eval.k", "eval.train_images", "eval.val_images", "eval.batch_size",
+    "eval.decoder_steps", "eval.decoder_batch", "eval.decoder_layers", "eval.beam",
 )  # fmt: skip
 NOT_NEGATIVE = (
     "data.workers", "text.depth", "checkpoint.keep_every",
@@ -69,6 +70,9 @@ AT_MOST: dict[str, float] = {
     "eval.val_images": 10**8,
     "eval.crops": 1024,
     "eval.probe_batch": 2**20,
+    "eval.decoder_batch": 2**20,
+    "eval.decoder_layers": 64,
+    "eval.beam": 1024,
     "data.workers": 1024,
     "data.threads": 1024,
     "data.prefetch": 4096,

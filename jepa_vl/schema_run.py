@@ -128,6 +128,10 @@ class EvalConfig:
     )
     probe_steps: int = key(0, "at most so many steps of a trained probe; 0: its protocol's epochs")
     probe_batch: int = key(0, "images a step of a trained probe; 0: its protocol's, or all images")
+    decoder_steps: int = key(2000, "steps of the decoder of captioning and vqa")
+    decoder_batch: int = key(64, "captions or questions a step of it")
+    decoder_layers: int = key(2, "its blocks; published: 12")
+    beam: int = key(4, "captions kept while one is written; 1: greedy")
     reduce_zero_label: bool = key(
         False, "segmentation: number 0 is no class and the others count from it, as in ADE20K"
     )
