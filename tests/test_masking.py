@@ -1,13 +1,16 @@
 """Promises of the masks: static shapes, no bias by position, and the reference's statistics."""
 
+import itertools
 import json
 import time
 
 import numpy as np
 import pytest
+from scipy.stats import kstest
 
 from jepa_vl.config import Config, ConfigError, defaults, from_dict
 from jepa_vl.data import masking
+from jepa_vl.data.chance import from_places
 from tests.shared import shared
 
 
@@ -20,8 +23,8 @@ def make_config(grid: int = 14, **masks) -> Config:
 
 def draw(plan: masking.MaskPlan, images: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.Generator(np.random.Philox(seed))
-    drawn = [masking.production_masks(plan, rng) for _ in range(images)]
-    return np.stack([m["ctx_idx"] for m in drawn]), np.stack([m["tgt_idx"] for m in drawn])
+    drawn = masking.draw(plan, images, rng)
+    return drawn["ctx_idx"], drawn["tgt_idx"]
 
 
 @pytest.mark.parametrize("grid", [2, 3, 4, 6, 8, 12, 14, 16, 28])
@@ -76,8 +79,8 @@ def test_block_sizes_are_those_that_draws_produce():
 
 def test_area_and_aspect_are_independent():
     plan = masking.plan_masks(make_config(16))
-    rng = np.random.Generator(np.random.Philox(0))
-    drawn = {masking._draw_blocks(plan, rng)[0] for _ in range(3000)}
+    sizes = masking._draw_production(plan, from_places(0, np.arange(3000)), 3000).sizes
+    drawn = set(map(tuple, sizes.tolist()))
     assert drawn <= set(plan.sizes) and len(drawn) >= len(plan.sizes) - 1
 
 
@@ -105,8 +108,7 @@ def test_the_fallback_is_feasible_when_no_draw_is(monkeypatch):
     monkeypatch.setattr(masking, "RETRIES", 1)
     hardest = 196 - max(h * w for h, w in plan.sizes)
     plan = masking.dataclasses.replace(plan, context_tokens=hardest)
-    rng = np.random.Generator(np.random.Philox(0))
-    assert any(masking._draw_blocks(plan, rng)[3] for _ in range(50))
+    assert masking._draw_production(plan, from_places(0, np.arange(50)), 50).fallback.any()
     ctx_idx, tgt_idx = draw(plan, 200)
     assert ctx_idx.shape == (200, hardest)
     assert not any(np.intersect1d(c, t).size for c, t in zip(ctx_idx, tgt_idx, strict=True))
@@ -117,9 +119,43 @@ def test_masks_cost_little_beside_decoding():
     costs = []
     for seed in range(5):
         start = time.thread_time()
-        draw(plan, 200, seed)
-        costs.append((time.thread_time() - start) / 200)
-    assert min(costs) < 200e-6  # of CPU; measured 35 us
+        masking.at_positions(plan, seed, np.arange(64))
+        costs.append((time.thread_time() - start) / 64)
+    assert min(costs) < 100e-6  # of CPU; measured 12 us
+
+
+def test_masks_of_a_position_do_not_depend_on_the_company_they_are_drawn_in(monkeypatch):
+    plan, seed = masking.plan_masks(make_config(8)), 2**32 - 1
+    monkeypatch.setattr(masking, "RETRIES", 3)  # so that all ways out are taken
+    plan = masking.dataclasses.replace(plan, context_tokens=30)
+    positions = np.arange(10**12, 10**12 + 300)
+    whole = masking._draw_production(plan, from_places(seed, positions), 300)
+    assert 0 < whole.fallback.mean() < 1
+    masks = masking.at_positions(plan, seed, positions)
+    mixed = np.random.default_rng(0).permutation(300)[:100]
+    for part in (mixed, mixed[:1], np.arange(1, 300, 4)):
+        alone = masking.at_positions(plan, seed, positions[part])
+        for name, array in alone.items():
+            np.testing.assert_array_equal(array, masks[name][part])
+    for other in (
+        masking.at_positions(plan, seed - 1, positions),
+        masking.at_positions(plan, seed, positions + 1),
+    ):
+        assert (other["ctx_idx"] != masks["ctx_idx"]).any(axis=1).mean() > 0.9
+
+
+def test_numbers_of_places_are_uniform_and_independent_of_their_neighbours():
+    tables = [
+        from_places(seed, np.arange(first, first + 64))(np.arange(64), attempt, 400)
+        for seed, first, attempt in ((0, 0, 0), (0, 0, 1), (0, 64, 0), (1, 0, 0))
+    ]
+    numbers = np.concatenate([table.ravel() for table in tables])
+    assert numbers.min() >= 0 and numbers.max() < 1 and len(np.unique(numbers)) == numbers.size
+    assert kstest(numbers, "uniform").pvalue > 1e-3
+    for one, other in itertools.combinations(tables, 2):
+        assert abs(np.corrcoef(one.ravel(), other.ravel())[0, 1]) < 4 / one.size**0.5
+    rows = np.corrcoef(tables[0]) - np.eye(64)
+    assert abs(rows).max() < 5 / 400**0.5
 
 
 @pytest.mark.parametrize("name", ["multiblock_masks_14x14_b64", "multiblock_masks_16x16_b1"])

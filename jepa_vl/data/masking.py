@@ -9,11 +9,13 @@ import dataclasses
 import functools
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from jepa_vl.config import Config, ConfigError
-from jepa_vl.data.masking_reference import Range, Size, block_cells, plan_reference
+from jepa_vl.data.chance import Uniforms, from_generator, from_places
+from jepa_vl.data.masking_reference import Range, Size, plan_reference
 from jepa_vl.data.masking_reference import pad_reference as pad_reference
 from jepa_vl.data.masking_reference import reference_masks as reference_masks
 from jepa_vl.shapes import Array
@@ -21,6 +23,7 @@ from jepa_vl.shapes import Array
 RETRIES = 32  # draws of the offsets before the constructive fallback
 CONTEXT_SHARE = 0.27  # of the grid, when masks.context_tokens = 0
 PROBES = 64  # images that the plan tries before it accepts a context size
+HIDDEN = 2.0  # in place of a uniform draw: this cell comes last
 
 
 @dataclass(frozen=True)
@@ -108,8 +111,8 @@ def _plan_production(plan: MaskPlan) -> MaskPlan:
         plan, context_tokens=context, target_tokens=target, sizes=tuple(sizes)
     )
     # The fallback is always feasible but puts all targets in one place: it must stay the exception.
-    rng = np.random.Generator(np.random.Philox(0))
-    failures = sum(_draw_blocks(plan, rng)[3] for _ in range(PROBES))
+    uniforms = from_generator(np.random.Generator(np.random.Philox(0)))
+    failures = int(_draw_production(plan, uniforms, PROBES).fallback.sum())
     if failures > PROBES // 4:
         rule = (
             f"rarely left visible by {plan.target_blocks} target blocks of {min(areas)} to "
@@ -124,58 +127,101 @@ def _block(area: int, aspect: float, grid: int) -> Size:
     return min(max(height, 1), grid), min(max(width, 1), grid)
 
 
-def _draw_blocks(plan: MaskPlan, rng: np.random.Generator) -> tuple[Size, Array, Array, bool]:
-    """One image: size of its target blocks, their origins [M], visible cells, fallback taken?"""
-    grid, blocks = plan.grid, plan.target_blocks
-    scale, aspect, keep = plan.target_scale, plan.target_aspect, plan.context_tokens
-    draws = rng.random(2).tolist()
-    area = int(grid * grid * (scale[0] + draws[0] * (scale[1] - scale[0])))
-    height, width = _block(max(area, 1), aspect[0] + draws[1] * (aspect[1] - aspect[0]), grid)
-    for _ in range(RETRIES):
-        # Plain numbers: for a handful of them numpy's calls cost more than what they compute.
-        draws = rng.random(2 * blocks + 3).tolist()
-        tops = [int(draw * (grid - height + 1)) for draw in draws[:blocks]]
-        lefts = [int(draw * (grid - width + 1)) for draw in draws[blocks : 2 * blocks]]
-        low, high = plan.context_scale
-        side = round(math.sqrt(int(grid * grid * (low + draws[-3] * (high - low)))))
-        side = min(max(side, 1), grid)
-        top, left = int(draws[-2] * (grid - side + 1)), int(draws[-1] * (grid - side + 1))
-        visible = np.zeros((grid, grid), bool)
-        visible[top : top + side, left : left + side] = True
-        for y, x in zip(tops, lefts, strict=True):
-            visible[y : y + height, x : x + width] = False
-        context = visible.ravel().nonzero()[0]
-        if len(context) >= keep:
-            corners = [y * grid + x for y, x in zip(tops, lefts, strict=True)]
-            return (height, width), np.array(corners, np.int32), context, False
-    # All target blocks on the first one, the whole image as context block.
-    visible = np.ones((grid, grid), bool)
-    visible[tops[0] : tops[0] + height, lefts[0] : lefts[0] + width] = False
-    origins = np.full(blocks, tops[0] * grid + lefts[0], np.int32)
-    return (height, width), origins, visible.ravel().nonzero()[0], True
+class Drawn(NamedTuple):
+    """Masks of b images.
+
+    Attributes:
+      ctx_idx: int32 [b, K], visible patches, ascending, disjoint from every target block.
+      tgt_idx: int32 [b, M, C], for each target block a random subset of its patches, ascending.
+      sizes: int64 [b, 2], height and width of the target blocks.
+      fallback: bool [b], images of which no draw left K patches visible.
+    """
+
+    ctx_idx: Array
+    tgt_idx: Array
+    sizes: Array
+    fallback: Array
 
 
-def production_masks(plan: MaskPlan, rng: np.random.Generator) -> dict[str, Array]:
-    """Masks of one image, in production mode.
+def _draw_production(plan: MaskPlan, uniforms: Uniforms, images: int) -> Drawn:
+    """All images at once: for single ones the calls would cost more than what they compute.
 
     Args:
       plan: from :func:`plan_masks`.
-      rng: the image's own generator.
-
-    Returns:
-      ``ctx_idx``: int32 [K], visible patches, ascending, disjoint from every target block.
-      ``tgt_idx``: int32 [M, C], for each target block a random subset of its patches, ascending.
+      uniforms: see :data:`Uniforms`.
+      images: b.
     """
-    (height, width), origins, context, _ = _draw_blocks(plan, rng)
-    chosen = rng.random(len(context)).argpartition(plan.context_tokens - 1)
-    chosen = chosen[: plan.context_tokens]
-    chosen.sort()
-    cells = block_cells(height, width, plan.grid)
-    draws = rng.random((plan.target_blocks, len(cells)))
-    kept = draws.argpartition(plan.target_tokens - 1, axis=1)[:, : plan.target_tokens]
-    kept.sort(axis=1)
-    tgt_idx = cells[kept] + origins[:, None]
-    return {"ctx_idx": context[chosen].astype(np.int32), "tgt_idx": tgt_idx.astype(np.int32)}
+    g, m, rows = plan.grid, plan.target_blocks, np.arange(images)
+    largest = max(h * w for h, w in plan.sizes)
+    first = uniforms(rows, 0, 2 + m * largest + 2 * m + 3 + g * g)
+    sizes = _block_of(plan, first[:, :2])
+    order = first[:, 2 : 2 + m * largest].reshape(images, m, largest)
+    corners = np.zeros((images, 2, m), np.int64)
+    context = np.zeros((images, plan.context_tokens), np.int32)
+    again = np.ones(images, bool)
+    draws = first[:, 2 + m * largest :]
+    for attempt in range(1, RETRIES + 1):
+        corners[rows], context[rows], again[rows] = _try(plan, sizes[rows], draws)
+        rows = np.flatnonzero(again)
+        if not len(rows):
+            break
+        draws = uniforms(rows, attempt, draws.shape[1])
+    if len(rows):  # all target blocks on the first one, the whole image as context block
+        corners[rows] = corners[rows][:, :, :1]
+        free = np.where(_covered(g, corners[rows], sizes[rows]), HIDDEN, draws[:, -g * g :])
+        context[rows] = _lowest(free, plan.context_tokens)
+    return Drawn(context, _targets(plan, sizes, corners, order), sizes, again)
+
+
+def _block_of(plan: MaskPlan, draws: Array) -> Array:
+    """Height and width of each image's target blocks, int64 [b, 2], of uniforms [b, 2]."""
+    (low, high), aspect = plan.target_scale, plan.target_aspect
+    area = np.maximum(np.floor(plan.grid**2 * (low + draws[:, 0] * (high - low))), 1)
+    ratio = aspect[0] + draws[:, 1] * (aspect[1] - aspect[0])
+    sides = np.sqrt(np.stack([area * ratio, area / ratio], axis=1))
+    return np.clip(np.rint(sides), 1, plan.grid).astype(np.int64)
+
+
+def _try(plan: MaskPlan, sizes: Array, draws: Array) -> tuple[Array, Array, Array]:
+    """One draw of all offsets: corners int64 [b, 2, M], context int32 [b, K], too few visible?"""
+    g, m, keep = plan.grid, plan.target_blocks, plan.context_tokens
+    low, high = plan.context_scale
+    corners = _offsets(draws[:, : 2 * m].reshape(-1, 2, m), g - sizes[..., None] + 1)
+    side = np.sqrt(np.floor(g * g * (low + draws[:, 2 * m] * (high - low))))
+    side = np.clip(np.rint(side), 1, g).astype(np.int64)
+    start = _offsets(draws[:, 2 * m + 1 : 2 * m + 3], g - side[:, None] + 1)
+    block = _covered(g, start[..., None], np.stack([side, side], axis=1))
+    visible = block & ~_covered(g, corners, sizes)
+    context = _lowest(np.where(visible, draws[:, -g * g :], HIDDEN), keep)
+    return corners, context, visible.sum(axis=1) < keep
+
+
+def _offsets(draws: Array, places: Array) -> Array:
+    return (draws * places).astype(np.int64)
+
+
+def _covered(grid: int, corners: Array, sizes: Array) -> Array:
+    """Cells of any block, bool [b, G * G]: top left corners [b, 2, M], one size an image [b, 2]."""
+    cell = np.arange(grid)
+    inside = (cell >= corners[..., None]) & (cell < (corners + sizes[..., None])[..., None])
+    down, across = inside[:, 0, :, :, None], inside[:, 1, :, None, :]  # [b, M, G, 1], [b, M, 1, G]
+    return (down & across).any(axis=1).reshape(len(corners), grid * grid)
+
+
+def _targets(plan: MaskPlan, sizes: Array, corners: Array, order: Array) -> Array:
+    """Random cells of each block, int32 [b, M, C]; ``order``: uniforms [b, M, >= cells]."""
+    height, width = sizes[:, 0, None, None], sizes[:, 1, None, None]
+    inside = np.arange(order.shape[2]) < height * width
+    kept = _lowest(np.where(inside, order, HIDDEN), plan.target_tokens)
+    down, across = kept // width + corners[:, 0, :, None], kept % width + corners[:, 1, :, None]
+    return (down * plan.grid + across).astype(np.int32)
+
+
+def _lowest(order: Array, count: int) -> Array:
+    """Indices of the lowest values along the last axis, ascending: [..., n] -> int32 [..., k]."""
+    found = order.argpartition(count - 1, axis=-1)[..., :count].astype(np.int32)
+    found.sort(axis=-1)
+    return found
 
 
 def draw(plan: MaskPlan, batch: int, rng: np.random.Generator) -> dict[str, Array]:
@@ -192,8 +238,25 @@ def draw(plan: MaskPlan, batch: int, rng: np.random.Generator) -> dict[str, Arra
     """
     if plan.mode == "reference":
         return pad_reference(plan, reference_masks(plan, batch, rng))
-    rows = [production_masks(plan, rng) for _ in range(batch)]
-    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    return _named(_draw_production(plan, from_generator(rng), batch))
+
+
+def at_positions(plan: MaskPlan, seed: int, positions: Array) -> dict[str, Array]:
+    """Masks of images, each a function of the seed and its position alone; mode ``production``.
+
+    Args:
+      plan: from :func:`plan_masks`.
+      seed: of the run.
+      positions: int [B], in the infinite order.
+
+    Returns:
+      As :func:`draw`.
+    """
+    return _named(_draw_production(plan, from_places(seed, positions), len(positions)))
+
+
+def _named(drawn: Drawn) -> dict[str, Array]:
+    return {"ctx_idx": drawn.ctx_idx, "tgt_idx": drawn.tgt_idx}
 
 
 def mark_padding(masks: dict[str, Array], name: str) -> Array:

@@ -28,12 +28,12 @@ NO_CAPTION = "has no caption with a word (data.require_captions=False takes it w
 
 
 class TrainElement:
-    """One image of a batch: crop, masks and captions, drawn from the generator of its position."""
+    """One image of a batch: crop and captions, drawn from the generator of its position."""
 
     def __init__(self, config: Config, source: Source):
         self.source, self.data, self.size = source, config.data, config.encoder.image_size
         self.captions = controls.build(config, source) if reads_text(config) else None
-        self.plan, self.dropout = masking.plan_masks(config), config.text.dropout
+        self.dropout = config.text.dropout
         self.needs_captions = _needs_captions(config)
         if self.data.decoder == "turbo":
             turbo.require()
@@ -85,15 +85,13 @@ class TrainElement:
         )
 
     def complete(self, index: int, record: Record, crop: Array, rng: np.random.Generator) -> Batch:
-        """A record's crop with masks, captions, label and index.
+        """A record's crop with captions, label and index.
 
         Raises:
           BadSample: it has no caption, where captions are needed.
         """
         out = {"image": crop}
-        if self.plan.mode == "production":
-            out.update(masking.production_masks(self.plan, rng))
-        # Last, so that runs with and without text see the same crops and masks.
+        # Last, so that runs with and without text see the same crops.
         if self.captions is not None:
             drawn = self.captions.draw(index, record["captions"], rng)
             if self.needs_captions and not drawn["caption_mask"].any():
@@ -102,6 +100,17 @@ class TrainElement:
             if self.dropout:
                 out["caption_read"] = np.bool_(rng.random() >= self.dropout)
         return {**out, "label": np.int32(record["label"]), "index": np.int64(index)}
+
+
+class ProductionMasks:
+    """Adds masks, each a function of the seed and the position of its image."""
+
+    def __init__(self, config: Config):
+        self.plan, self.seed = masking.plan_masks(config), config.seed
+
+    def __call__(self, batch: Batch) -> Batch:
+        """``position`` of a batch, int64 [b], is what they are drawn for."""
+        return {**batch, **masking.at_positions(self.plan, self.seed, batch["position"])}
 
 
 class ReferenceMasks:
@@ -150,6 +159,8 @@ class TrainStream:
         batches = batches.batch(batch_size // hosts, drop_remainder=True)
         if config.masks.mode == "reference":
             batches = batches.map_with_index(ReferenceMasks(config, start_step, host, hosts))
+        else:
+            batches = batches.map(ProductionMasks(config))
         in_process = data.workers == 0
         options = grain.ReadOptions(
             num_threads=data.threads if in_process else 0,
