@@ -8,9 +8,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from jepa_vl.config import ConfigError
+from jepa_vl.config import ConfigError, one_of
 
-HUB, PACKAGE = "hub:", "package:"
+HUB, PACKAGE, ZOO = "hub:", "package:", "zoo:"
+SHIPPED = Path(__file__).with_name("zoo")  # small models that come with this package
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 # What the hub is asked for beside the weights; a model has some of them.
 EXTRAS = (
@@ -38,7 +39,7 @@ def find(path: str, key: str) -> Path:
       ConfigError: see :func:`locate`.
     """
     file = Path(os.path.expanduser(path))
-    if path.startswith((HUB, PACKAGE)) or not path.endswith(FILES) or os.path.isdir(file):
+    if path.startswith((HUB, PACKAGE, ZOO)) or not path.endswith(FILES) or os.path.isdir(file):
         return locate(path, key)
     if not os.path.isfile(file):
         raise ConfigError(key, path, "no such file")
@@ -52,7 +53,8 @@ def locate(path: str, key: str, weights: bool = True) -> Path:
 
     Args:
       path: a folder; ``package:NAME`` for the weights that an installed Python package brings
-        along; ``hub:OWNER/MODEL`` for a model of the Hugging Face hub, downloaded into its cache.
+        along; ``hub:OWNER/MODEL`` for a model of the Hugging Face hub, downloaded into its cache;
+        ``zoo:NAME`` for one that is shipped.
       key: configuration key of the path, for errors.
       weights: False: config.json is enough, nothing else is downloaded.
 
@@ -63,6 +65,10 @@ def locate(path: str, key: str, weights: bool = True) -> Path:
         return _from_hub(path, key, weights)
     if path.startswith(PACKAGE):
         return _from_package(path, key)
+    if path.startswith(ZOO):
+        names = sorted(file.parent.name for file in SHIPPED.glob("*/config.json"))
+        one_of(key, path, [f"{ZOO}{name}" for name in names])
+        return SHIPPED / path.removeprefix(ZOO)
     folder = Path(os.path.expanduser(path))
     if not os.path.isdir(folder):  # also where the name is longer than any may be
         rule = f"no such folder (a model of the hub is spelled {HUB}OWNER/MODEL)"

@@ -22,6 +22,12 @@ def run(args: argparse.Namespace, overrides: Sequence[configs.Override]) -> int:
       ConfigError: no such checkpoint, branch or evaluator; data that cannot serve it.
     """
     request = _request(args, overrides)
+    if request.model:
+        from jepa_vl.cli.eval_model import ModelSession
+
+        card = ModelSession(request).card(request.tasks)
+        print(*eval_card.told(card.page, request.tasks, card.path), sep="\n")
+        return 0
     if args.watch:
         if args.json or args.step:
             option = "--json" if args.json else "--step"
@@ -38,9 +44,7 @@ def run(args: argparse.Namespace, overrides: Sequence[configs.Override]) -> int:
 
 def _request(args: argparse.Namespace, overrides: Sequence[configs.Override]) -> Request:
     """What is asked for, checked as far as that goes without the checkpoint."""
-    workdir = Path(args.workdir).expanduser()
-    if not workdir.is_dir():
-        raise ConfigError("--workdir", args.workdir, "no such folder")
+    workdir = _workdir(args)
     step = None if args.step is None else whole("--step", args.step, 0)
     layers = 1 if args.layers is None else whole("--layers", args.layers, 1)
     seed = None if args.seed is None else whole("--seed", args.seed, 0)
@@ -51,10 +55,29 @@ def _request(args: argparse.Namespace, overrides: Sequence[configs.Override]) ->
 
     tasks = tasks_of(args.task.split(",") if args.task else DEFAULT, "--task")
     out = _out(args.json, workdir)
+    if args.model and out is None:
+        from jepa_vl.cli.eval_model import out_of
+
+        out = out_of(args.model)
     return Request(
         workdir, step, branch, layers, tuple(tasks), floor, seed, args.data, tuple(overrides), out,
-        again=args.again, cached=not args.no_cache,
+        again=args.again, cached=not args.no_cache, model=args.model or "",
     )  # fmt: skip
+
+
+def _workdir(args: argparse.Namespace) -> Path:
+    """Of the run; of a model by itself the folder that the command runs in."""
+    if bool(args.workdir) == bool(args.model):
+        raise ConfigError("--workdir", args.workdir or "", "give DIR, a run, or --model PATH")
+    if args.model:
+        for name in ("step", "watch"):
+            if getattr(args, name):
+                raise ConfigError(f"--{name}", getattr(args, name), "of runs, not of --model")
+        return Path()
+    workdir = Path(args.workdir).expanduser()
+    if not workdir.is_dir():
+        raise ConfigError("--workdir", args.workdir, "no such folder")
+    return workdir
 
 
 def _out(given: str | None, workdir: Path) -> Path | None:

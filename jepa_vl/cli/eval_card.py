@@ -79,7 +79,8 @@ def _floors(result: dict[str, Any], results: Sequence[dict[str, Any]]) -> dict[s
 def told(page: dict[str, Any], tasks: Sequence[str], out: Path) -> list[str]:
     """Lines for the screen: of each set of images, the numbers of these tasks."""
     of_layers = f", last {page['layers']} layers" if page["layers"] > 1 else ""
-    lines = [f"step {page['step']}, {page['branch']} encoder{of_layers}"]
+    of = f"{page['model']}, {page['kind']}" if "model" in page else f"step {page['step']}"
+    lines = [f"{of}, {page['branch']} encoder{of_layers}"]
     shown = [result for result in of_encoder(page) if result["task"] in tasks]
     for images, results in by_images(shown).items():
         heads, rows = table(results)

@@ -33,6 +33,7 @@ class Request:
       out: the card; None: in the workdir.
       again: measure what the card has already.
       cached: keep pooled features in the cache.
+      model: in place of a run: an encoder by itself.
     """
 
     workdir: Path
@@ -47,6 +48,7 @@ class Request:
     out: Path | None
     again: bool
     cached: bool
+    model: str = ""
 
     def card(self, step: int) -> Path:
         """Where the card of a checkpoint lies."""
@@ -104,9 +106,13 @@ class Session:
         """
         from jepa_vl.training.checksum import tree_hash
 
-        request, digest = self.request, tree_hash(state)
+        digest = tree_hash(state)
+        return self.measure(self._subject("encoder", state, digest), step, tasks, digest)
+
+    def measure(self, encoder: Any, step: int, tasks: Sequence[str], digest: str) -> Card:
+        """As :meth:`evaluate`, of features and the hash of their weights."""
+        request = self.request
         card = Card(request.card(step), self._facts(step, digest))
-        encoder = self._subject("encoder", state, digest)
         for task in tasks:
             for subject in [encoder, *self._floors(task, step)]:
                 key = self._key(task, subject.name)

@@ -3,10 +3,10 @@
 from jepa_vl.cli.verb import Verb
 
 # What the value of an option stands for, where another command means something else by it.
-SHAPES = {"--data": ("KIND[:PATH]", "")}
+SHAPES = {"--model": ("PATH", ""), "--data": ("KIND[:PATH]", "")}
 VERBS = {
     "eval": Verb(
-        "measure the frozen features of a checkpoint",
+        "measure the frozen features of a checkpoint or of any encoder",
         "Pooled features, the default:\n"
         "knn      DINO's vote of the 10, 20, 100 and 200 nearest training images\n"
         "fast     logistic regression; its L2 is chosen within the training part\n"
@@ -22,7 +22,9 @@ VERBS = {
         "--data folder:DIR --config.eval.train_images=50000.",
         "jepa-vl eval --workdir runs/quickstart",
         overrides=("data.", "eval."),
-        workdir="",
+        workdir="folder of the run; or give --model",
+        model="an encoder by itself: a folder of transformers, timm or jepa-vl export, a file of "
+        "weights, hub:OWNER/MODEL, zoo:NAME; its images are the built-in ones unless --data says",
         step="of the checkpoint (default: the newest); 0: untrained",
         branch="target (default), the EMA encoder, or context, the trained one",
         task="evaluators, separated by commas (default: knn,fast,fewshot,lidar)",

@@ -1,6 +1,7 @@
 """``jepa-vl export``: the encoder of a checkpoint for other libraries."""
 
 import argparse
+import dataclasses
 import json
 import sys
 from collections.abc import Sequence
@@ -30,7 +31,8 @@ def run(args: argparse.Namespace, overrides: Sequence[Override]) -> int:
       ConfigError: a bad option, a damaged checkpoint, libraries that are not installed.
     """
     del overrides
-    workdir, step = checkpoints.folder("--workdir", args.workdir), checkpoints.step(args)
+    if bool(args.workdir) == bool(args.model):
+        raise ConfigError("--workdir", args.workdir or "", "give DIR, a run, or --model PATH")
     branch = args.branch or BRANCHES[0]
     one_of("--branch", branch, BRANCHES)
     if not args.out:
@@ -42,9 +44,15 @@ def run(args: argparse.Namespace, overrides: Sequence[Override]) -> int:
     one_of("--format", args.format, FORMATS)
     form = FORMATS[args.format]
     process.require(args.format, form.needs, form.extra)
-    one = stored.find(workdir, step)
-    with checkpoints.readable(workdir):
-        encoder = _encoder(one, branch, workdir)
+    if args.model:
+        encoder = _imported(args.model, branch)
+        what = args.model
+    else:
+        workdir, step = checkpoints.folder("--workdir", args.workdir), checkpoints.step(args)
+        one = stored.find(workdir, step)
+        with checkpoints.readable(workdir):
+            encoder = _encoder(one, branch, workdir)
+        what = f"step {one.step}"
     try:
         told = write.export(encoder, args.format, out, _images(encoder.config.encoder.image_size))
     except write.Differs as error:
@@ -52,7 +60,7 @@ def run(args: argparse.Namespace, overrides: Sequence[Override]) -> int:
         return DIFFERS
     versions = ", ".join(f"{name} {version}" for name, version in told.versions.items())
     print(
-        f"step {one.step}, {branch} encoder, {args.format}\n"
+        f"{what}, {encoder.facts['branch']} encoder, {args.format}\n"
         f"features of {IMAGES} images by {versions}: largest difference {told.largest:.3g}, mean "
         f"{told.mean:.3g} (largest feature {told.scale:.3g})\n{out}"
     )
@@ -78,6 +86,26 @@ def _encoder(one: Any, branch: str, workdir: Path) -> Any:
         "data": f"{one.data['name']} ({one.data['images']:,} images)",
         "compared_on": f"{IMAGES} drawn scenes (the built-in shapes_world)",
         "results": _results(workdir, one.step, branch),
+    }
+    return base.Encoder(config, params, facts)
+
+
+def _imported(model: str, branch: str) -> Any:
+    """An encoder that no run here has trained, or one that left it before."""
+    from jepa_vl.cli.eval_model import described
+    from jepa_vl.export import base
+    from jepa_vl.models import intake
+    from jepa_vl.models.intake.plain import as_ours
+    from jepa_vl.pretrained import fingerprint
+
+    source, content = intake.open_source(model, "--model", branch), fingerprint(model, "--model")
+    own, params = as_ours(source)
+    config = dataclasses.replace(described(source.shape), encoder=own)
+    facts = {
+        "origin": f"{Path(model).name} ({source.kind}), fingerprint {content}",
+        "branch": source.branch or "unknown",
+        "compared_on": f"{IMAGES} drawn scenes (the built-in shapes_world)",
+        "results": [],
     }
     return base.Encoder(config, params, facts)
 

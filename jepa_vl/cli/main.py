@@ -229,7 +229,8 @@ VERBS = {
         "Each one is loaded by its own library in a fresh process and compared with ours; exit\n"
         "code 1 and no folder where the features differ. README.md of the folder is its card.",
         "jepa-vl export --workdir runs/quickstart --format hf --out quickstart-hf",
-        workdir="",
+        workdir="folder of the run; or give --model",
+        model="in place of a run, an encoder of another library, or an export: see eval --help",
         format="",
         branch="target (default), the EMA encoder, or context, the trained one",
         step="of the checkpoint (default: the newest)",

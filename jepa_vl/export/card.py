@@ -28,13 +28,12 @@ def write(encoder: Encoder, name: str, form: Format, told: dict[str, Any]) -> st
         "---",
         *([f"library_name: {LIBRARIES[name]}"] if name in LIBRARIES else []),
         "pipeline_tag: image-feature-extraction",
-        f"tags: [jepa, {c.objective}]",
+        "tags: [jepa]" if "origin" in facts else f"tags: [jepa, {c.objective}]",
         "---",
         "",
-        f"# {c.objective}, ViT of {c.encoder.depth} blocks",
+        f"# {_title(encoder)}",
         "",
-        f"{form.about}: {BRANCHES[facts['branch']]}, after step {facts['step']:,} "
-        f"({facts['images']:,} images).",
+        f"{form.about}: {_origin(facts)}.",
         "",
         "| | |",
         "|---|---|",
@@ -64,11 +63,8 @@ def write(encoder: Encoder, name: str, form: Format, told: dict[str, Any]) -> st
         "",
         *_results(facts["results"], facts["branch"]),
         "",
-        "## Configuration",
-        "",
-        "```json",
-        json.dumps(to_dict(c), indent=1),
-        "```",
+        *([] if "origin" in facts else ["## Configuration", "", "```json"]),
+        *([] if "origin" in facts else [json.dumps(to_dict(c), indent=1), "```"]),
     ]
     return "\n".join(lines) + "\n"
 
@@ -82,9 +78,28 @@ def _table(encoder: Encoder) -> dict[str, Any]:
         "width, depth, heads, MLP": f"{e.width}, {e.depth}, {e.heads}, {e.mlp_width}",
         "pixels": f"RGB / 255, mean {mean}, std {std}",
         "features": "of all patches, [n, patches, width], no class token",
-        "trained on": facts["data"],
-        "step, configuration, commit": f"{facts['step']}, {facts['config_hash']}, {facts['git']}",
+        **_training(facts),
     }
+
+
+def _training(facts: dict[str, Any]) -> dict[str, Any]:
+    if "origin" in facts:
+        return {"comes from": facts["origin"]}
+    commit = f"{facts['step']}, {facts['config_hash']}, {facts['git']}"
+    return {"trained on": facts["data"], "step, configuration, commit": commit}
+
+
+def _title(encoder: Encoder) -> str:
+    what = "An encoder" if "origin" in encoder.facts else encoder.config.objective
+    return f"{what}, ViT of {encoder.config.encoder.depth} blocks"
+
+
+def _origin(facts: dict[str, Any]) -> str:
+    """Where it comes from: a step of a run of ours, or files."""
+    if "origin" in facts:
+        return f"written from {facts['origin']}"
+    images = f"({facts['images']:,} images)"
+    return f"{BRANCHES[facts['branch']]}, after step {facts['step']:,} {images}"
 
 
 def _images(result: dict[str, Any]) -> str:

@@ -82,6 +82,7 @@ def write(encoder: Encoder, folder: Path) -> None:
         "eps": EPS,
         "image_mean": vit.IMAGENET_MEAN,
         "image_std": vit.IMAGENET_STD,
+        "branch": encoder.facts["branch"],
     }
     write_json(folder / "config.json", shape)
     (folder / READER).write_text(READER_SOURCE)

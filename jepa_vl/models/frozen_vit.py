@@ -1,7 +1,7 @@
 """Pretrained image towers: ViT, I-JEPA and DINOv2; what they are read from is :mod:`.intake`."""
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -80,6 +80,8 @@ class FrozenBlock(nn.Module):
 
 class FrozenViT(nn.Module):
     """A ViT with stored positions; its parameters are those of ``vit.ViT`` and more."""
+
+    FEATURES: ClassVar[str] = "after the final LayerNorm"  # what is said beside numbers of them
 
     shape: VitShape
     dtype: Any = jnp.float32

@@ -8,9 +8,10 @@ import numpy as np
 
 from jepa_vl import tree
 from jepa_vl.config import Config, ConfigError
-from jepa_vl.models import vit, weights
+from jepa_vl.models import weights
 from jepa_vl.models.frozen_vit import resize_positions
 from jepa_vl.models.intake import open_source
+from jepa_vl.models.intake.plain import for_our_pixels
 from jepa_vl.models.intake.source import Part, Source
 from jepa_vl.models.layers import sincos_table
 from jepa_vl.models.weights import Problem
@@ -114,22 +115,5 @@ def _encoder(
             text = f"misshapen {POSITION}: {other}; encoder.positions=learned takes them, resized"
             problems.append(Problem((POSITION,), text))
     if {"patch_kernel", "patch_bias"} <= found.keys():
-        found |= _for_our_pixels(found, shape.mean, shape.std)
+        found |= for_our_pixels(found, shape.mean, shape.std)
     return found, problems
-
-
-def _for_our_pixels(
-    found: dict[str, Array], mean: Sequence[float], std: Sequence[float]
-) -> dict[str, Array]:
-    """The patch embedding that does with our pixels what it did with those of other moments.
-
-    (p - m') / s' = x s / s' + (m - m') / s' where p = x s + m.
-    """
-    if tuple(mean) == vit.IMAGENET_MEAN and tuple(std) == vit.IMAGENET_STD:
-        return {}
-    ours = (np.array(values, np.float64) for values in (vit.IMAGENET_MEAN, vit.IMAGENET_STD))
-    (m, s), (their_m, their_s) = ours, (np.array(v, np.float64) for v in (mean, std))
-    kernel = found["patch_kernel"].astype(np.float64)
-    bias = found["patch_bias"] + np.einsum("pqcd,c->d", kernel, (m - their_m) / their_s)
-    kernel = kernel * (s / their_s)[:, None]
-    return {"patch_kernel": kernel.astype(np.float32), "patch_bias": bias.astype(np.float32)}

@@ -1,0 +1,93 @@
+"""``jepa-vl eval --model``: any image encoder that can be read, under the same evaluators."""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jepa_vl.cli import configs
+from jepa_vl.cli.eval_card import Card
+from jepa_vl.cli.eval_session import Request, Session, with_data
+from jepa_vl.config import Config, defaults, resolve
+
+OPTION = "--model"
+
+
+def name_of(model: str) -> str:
+    """What a card of this path is called after."""
+    last = re.sub(r"^(hub|package|zoo):", "", model).rstrip("/").split("/")[-1]
+    return re.sub(r"[^\w.-]+", "_", last) or "model"
+
+
+def described(shape: Any) -> Config:
+    """A configuration with this encoder; the data are the built-in scenes."""
+    c = defaults()
+    c.objective = "ijepa"  # which reads no text
+    c.encoder.update(image_size=shape.side, patch_size=shape.patch, width=shape.width)
+    c.encoder.update(depth=shape.depth, heads=shape.heads, mlp_width=shape.hidden)
+    return resolve(c)
+
+
+class ModelSession(Session):
+    """Evaluates an encoder without a run: no untrained network stands beside it."""
+
+    def __init__(self, request: Request):
+        """Reads the encoder.
+
+        Raises:
+          ConfigError: there is none, or it does not fit; overrides that do not fit.
+        """
+        from jepa_vl.evaluators import subject
+        from jepa_vl.models import intake
+
+        self.request = request
+        self.source = intake.open_source(request.model, OPTION, request.branch)
+        config = described(self.source.shape)
+        config = config if request.data is None else with_data(config, request.data)
+        config = configs.change(config, request.overrides)
+        self.mesh = subject.local_mesh()
+        config = subject.for_devices(config, self.mesh)
+        seed = config.seed if request.seed is None else request.seed
+        self.config = dataclasses.replace(config, seed=seed)
+        module = intake.build(self.source)
+        self.params = intake.load(self.source, module)
+        self.images = subject.Images(self.config)
+        model = subject.Model(module, {})
+        self.bench = subject.Bench(self.config, model, self.images, self.mesh, request.layers)
+
+    def card(self, tasks: Sequence[str]) -> Card:
+        """Measures what the card has not yet."""
+        from jepa_vl.training.checksum import tree_hash
+
+        digest = tree_hash(self.params)
+        return self.measure(self._subject("encoder", self.params, digest), 0, tasks, digest)
+
+    def _facts(self, step: int, digest: str) -> dict[str, Any]:
+        from jepa_vl.pretrained import fingerprint
+        from jepa_vl.training.checkpoint import provenance
+
+        meta, request = provenance(self.config), self.request
+        return {
+            "workdir": name_of(request.model), "model": request.model, "kind": self.source.kind,
+            "fingerprint": fingerprint(request.model, OPTION), "step": step,
+            "branch": self.source.branch or "only", "layers": request.layers,
+            "objective": self.source.kind, "config_hash": meta["config_hash"],
+            "checkpoint_hash": digest, "git": meta["git"], "versions": meta["versions"],
+        }  # fmt: skip
+
+    def _subject(self, name: str, state: Any, digest: str) -> Any:
+        from jepa_vl import sharding
+        from jepa_vl.evaluators.cache import Cache
+        from jepa_vl.evaluators.subject import Weights
+
+        weights = Weights(sharding.place(state, self.mesh), None, digest)
+        cache = Cache() if self.request.cached else None
+        subject = self.bench.subject(name, weights, cache)
+        subject.protocol = {"branch": self.source.branch or "only", **subject.protocol}
+        return subject
+
+
+def out_of(model: str) -> Path:
+    """The card where none is named: in the folder that the command runs in."""
+    return Path(f"eval_{name_of(model)}.json")

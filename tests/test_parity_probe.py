@@ -1,0 +1,53 @@
+"""A script that knows nothing of us finds the accuracy that our evaluator finds."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jepa_vl.cli.main import main
+from jepa_vl.evaluators.base import Features
+from jepa_vl.evaluators.fast import Fast
+from tests.shared import shared
+from tests.tiny import tiny
+
+pytest.importorskip("torch")
+SCRIPT = Path(__file__).parents[1] / "examples" / "probe_hf.py"
+IMAGES = 500  # of each split
+
+
+def test_a_stranger_to_us_classifies_photographs_as_our_evaluator_does(tmp_path):
+    assert "jepa_vl" not in SCRIPT.read_text().split('"""')[2]
+    folder, kept = tmp_path / "hf", tmp_path / "features.npz"
+    data = shared("data/caltech101")
+    argv = ["export", "--model", "zoo:tcjepa-shapes", "--format", "hf", "--out", str(folder)]
+    assert main(argv) == 0
+
+    def probe(c):
+        words = ["--model", folder, "--data", data, "--C", c, "--limit", IMAGES]
+        done = subprocess.run(
+            [sys.executable, SCRIPT, *map(str, words), "--features", kept],
+            capture_output=True, text=True, cwd=tmp_path,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    told = probe(0.01)
+    found = np.load(kept)
+    names, labels = np.unique(found["labels"], return_inverse=True)
+    train, held_out = ~found["test"], found["test"]
+    assert told["train"] == train.sum() == IMAGES and len(names) > 95
+    known = np.isin(labels, labels[train])
+    features = Features(
+        found["features"][train], labels[train],
+        found["features"][held_out & known], labels[held_out & known],
+    )  # fmt: skip
+    ours = Fast(tiny(), lambda params: features).measure(None)
+    again = probe(ours.scores["C"])
+    accuracy = ours.scores["accuracy"] * (held_out & known).sum() / held_out.sum()
+    assert abs(again["accuracy"] - accuracy) <= 0.002
+    assert accuracy > 0.03  # chance is 0.01: there is something to agree on
+    print(f"\nscikit-learn {again['accuracy']:.4f}, ours {accuracy:.4f}, {again}")
