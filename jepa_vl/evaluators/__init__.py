@@ -1,7 +1,8 @@
 """What frozen features, spectra and word maps say of a model."""
 
-from jepa_vl.evaluators import captioning as captioning  # these register themselves
-from jepa_vl.evaluators import fast as fast  # these register themselves
+from jepa_vl.evaluators import attentive as attentive  # these register themselves
+from jepa_vl.evaluators import captioning as captioning
+from jepa_vl.evaluators import fast as fast
 from jepa_vl.evaluators import fewshot as fewshot
 from jepa_vl.evaluators import grounding as grounding
 from jepa_vl.evaluators import knn as knn

@@ -6,14 +6,14 @@ head there, as papers that try several heads report it.
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 
 from jepa_vl.config import Config, ConfigError
 from jepa_vl.evaluators import crops, heads
-from jepa_vl.evaluators.base import NETWORK, Measured, Measures, majority, register
+from jepa_vl.evaluators.base import NETWORK, Features, Measured, Measures, majority, register
 from jepa_vl.evaluators.fast import HELD, hold
 from jepa_vl.evaluators.heads import Heads, Plan
 from jepa_vl.evaluators.network import Network
@@ -85,6 +85,42 @@ RECIPES = {
 }  # fmt: skip
 
 
+def held_tenth(labels: Array, seed: int) -> Array:
+    """The tenth that heads are chosen on: bool [n].
+
+    Raises:
+      ConfigError: no class has two images.
+    """
+    held = hold(labels, seed)
+    if not held.any():
+        rule = "a choice of heads needs two images of a class"
+        raise ConfigError("eval.train_images", len(labels), rule)
+    return held
+
+
+def decide(
+    inner: Array, outer: Array, settings: Sequence[dict[str, float]], centres: Features
+) -> Measured:
+    """Numbers of the head that is best on the tenth, of several the first.
+
+    Args:
+      inner: bool [H, tenth], where each head was right; outer: bool [H, m], on the held-out part.
+      settings: of each head, said of the chosen one where there is a choice.
+      centres: whose labels tell the most frequent class.
+    """
+    scores, chosen = {}, 0
+    if len(outer) > 1:
+        right = inner.mean(axis=1)
+        chosen = int(right.argmax())
+        scores = {"accuracy_chosen_on": float(right[chosen]), **settings[chosen]}
+    scores |= {
+        "accuracy": float(outer[chosen].mean()),
+        "accuracy_best_on_test": float(outer.mean(axis=1).max()),
+    }
+    baselines = {"majority": {"accuracy": majority(centres)}}
+    return Measured(scores, {"accuracy": outer[chosen][None]}, baselines=baselines)
+
+
 class Probe(Measures):
     """Heads on frozen pooled features. What several heads leave to choose, a tenth decides."""
 
@@ -146,28 +182,16 @@ class Probe(Measures):
         """The numbers of features of the deepest of the recipe's layers."""
         centres = found.centres
         names, labels = np.unique(centres.train_labels, return_inverse=True)
-        held = hold(labels, self.config.seed) if self._choice else np.zeros(len(labels), bool)
-        if self._choice and not held.any():
-            rule = "a choice of heads needs two images of a class"
-            raise ConfigError("eval.train_images", len(labels), rule)
+        nothing = np.zeros(len(labels), bool)
+        held = held_tenth(labels, self.config.seed) if self._choice else nothing
         said: list[tuple[Array, Array]] = []
         for layers in self.layers:
             width = found.views.shape[-1] // max(self.layers) * layers
             last = [x[..., -width:] for x in (found.views, centres.train, centres.held_out)]
             said.append(self._heads(last, labels, held, len(names)))
-        inner = np.concatenate([a for a, _ in said])  # [heads, held]
+        inner = np.concatenate([a for a, _ in said]) == labels[held]
         outer = np.concatenate([names[b] for _, b in said]) == centres.held_out_labels
-        scores, chosen = {}, 0
-        if self._choice:
-            right = (inner == labels[held]).mean(axis=1)
-            chosen = int(right.argmax())  # of several the first
-            scores = {"accuracy_chosen_on": float(right[chosen]), **self._settings(chosen)}
-        scores |= {
-            "accuracy": float(outer[chosen].mean()),
-            "accuracy_best_on_test": float(outer.mean(axis=1).max()),
-        }
-        baselines = {"majority": {"accuracy": majority(centres)}}
-        return Measured(scores, {"accuracy": outer[chosen][None]}, baselines=baselines)
+        return decide(inner, outer, [self._settings(i) for i in range(len(outer))], centres)
 
     def _heads(
         self, last: list[Array], labels: Array, held: Array, classes: int
