@@ -46,8 +46,11 @@ def images(count=3, size=32):
     return np.random.default_rng(1).integers(0, 256, (count, size, size, 3)).astype(np.uint8)
 
 
-def save_run(workdir, step=6):
-    """A workdir whose checkpoint holds one random encoder as context, another one as target."""
+def save_run(workdir, step=6, place=lambda state: state):
+    """A workdir whose checkpoint holds one random encoder as context, another one as target.
+
+    ``place`` puts the state where the devices of a mesh would have it.
+    """
     c = config()
     params, target = (jax.tree.map(jnp.asarray, nested(random_params(c, s))) for s in (1, 2))
     number = jnp.asarray(step, jnp.int32)
@@ -64,7 +67,7 @@ def save_run(workdir, step=6):
     meta = checkpoint.provenance(c) | {"spent": {"seconds": 1.0}}
     data = {"global_batch": 8, "name": "scenes", "images": 64}
     writer = checkpoint.Checkpoints(workdir)
-    writer.save(state, step, data, meta)
+    writer.save(place(state), step, data, meta)
     writer.close()
     return workdir
 

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from jepa_vl import objectives
+from jepa_vl import objectives, sharding
 from jepa_vl.cli.main import VERBS, main
 from jepa_vl.config import ConfigError
 from jepa_vl.export import FORMATS, base, process, write
+from jepa_vl.schema import MeshConfig
 from jepa_vl.training import checkpoint, stored
 from jepa_vl.training import state as train_state
 from tests import exports
@@ -133,6 +134,25 @@ def test_a_damaged_checkpoint_is_not_exported(run, tmp_path, capsys):
     assert "not what was written: target/norm/bias; see jepa-vl checkpoint verify" in line
     assert not (tmp_path / "out").exists()
     assert main(argv(copy, tmp_path / "out", "safetensors", "--branch", "context")) == 0
+
+
+def test_a_checkpoint_of_eight_devices_leaves_as_the_same_bytes(run, tmp_path, monkeypatch):
+    mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=4, tensor=2), jax.devices())
+    placed = []
+
+    def place(state):
+        shardings = sharding.state_shardings(state, mesh)
+        placed.append(jax.tree.map(jax.device_put, state, shardings))
+        return placed[0]
+
+    monkeypatch.setattr(checkpoint, "checksums", exports.by_numpy)
+    sharded = exports.save_run(tmp_path / "run", place=place)
+    assert len(placed[0].target["block_0"]["attn"]["q"]["kernel"].sharding.device_set) == 8
+    assert not placed[0].target["block_0"]["attn"]["q"]["kernel"].is_fully_replicated
+    for name, workdir in (("one", run), ("eight", sharded)):
+        assert main(argv(workdir, tmp_path / name)) == 0
+    for file in ("model.safetensors", "config.json"):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "eight" / file).read_bytes()
 
 
 def test_every_format_is_offered_by_the_command():
