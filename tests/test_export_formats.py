@@ -155,6 +155,47 @@ def test_a_checkpoint_of_eight_devices_leaves_as_the_same_bytes(run, tmp_path, m
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "eight" / file).read_bytes()
 
 
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory):
+    """A run that has a text tower, a predictor and conditioners: of no step."""
+    config = tiny()
+    spec = train_state.batch_spec(config)
+    mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
+    state = train_state.create(config, objectives.build(config), spec, mesh)
+    workdir = tmp_path_factory.mktemp("parts") / "run"
+    meta = checkpoint.provenance(config) | {"spent": {"seconds": 1.0}}
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(checkpoint, "checksums", exports.by_numpy)
+        writer = checkpoint.Checkpoints(workdir)
+        writer.save(state, 3, {"global_batch": 8, "name": "scenes", "images": 64}, meta)
+        writer.close()
+    return workdir, base.tree.flatten(state.params)
+
+
+def test_text_predictor_and_conditioner_leave_bit_by_bit_under_our_names(reader, tmp_path):
+    workdir, params = reader
+    starts = {"text": "text/", "predictor": "predictor/", "conditioner": "predictor/conditioner_"}
+    for part, start in starts.items():
+        out = tmp_path / part
+        assert main(argv(workdir, out, "safetensors", "--part", part)) == 0
+        found = load_file(out / "model.safetensors")
+        wanted = {name: x for name, x in params.items() if name.startswith(start)}
+        assert found.keys() == wanted.keys() and wanted
+        for name, x in wanted.items():
+            np.testing.assert_array_equal(found[name], x, err_msg=name)
+        assert json.loads((out / "config.json").read_text())["objective"] == "tcjepa"
+        assert f"# tcjepa: {part}" in (out / "README.md").read_text()
+
+
+def test_parts_that_are_not_there_and_formats_that_have_none_are_refused(run, tmp_path, capsys):
+    out = tmp_path / "out"
+    line = refused(capsys, *argv(run, out, "safetensors", "--part", "text"))
+    assert "--part = 'text': the run (objective 'ijepa') trains none" in line
+    assert "safetensors alone" in refused(capsys, *argv(run, out, "hf", "--part", "predictor"))
+    assert "one of 'encoder'" in refused(capsys, *argv(run, out, "hf", "--part", "head"))
+    assert not out.exists()
+
+
 def test_every_format_is_offered_by_the_command():
     told = VERBS["export"].text
     assert all(re.search(rf"^{name} +\w", told, re.M) for name in FORMATS)

@@ -17,6 +17,7 @@ from jepa_vl.config import ConfigError, one_of, resolve
 from jepa_vl.shapes import Array
 
 BRANCHES = ("target", "context")
+ENCODER = "encoder"
 IMAGES = 8
 DIFFERS = 1
 
@@ -38,10 +39,14 @@ def run(args: argparse.Namespace, overrides: Sequence[Override]) -> int:
     if not args.out:
         raise ConfigError("--out", "", "give DIR: folder to write")
     out = writable("--out", args.out)
-    from jepa_vl.export import FORMATS, process, write
+    part = args.part or ENCODER
+    from jepa_vl.export import FORMATS, parts, process, write
     from jepa_vl.training import stored
 
     one_of("--format", args.format, FORMATS)
+    one_of("--part", part, (ENCODER, *parts.PARTS))
+    if part != ENCODER:
+        return _part(args, part, branch, out)
     form = FORMATS[args.format]
     process.require(args.format, form.needs, form.extra)
     if args.model:
@@ -67,6 +72,37 @@ def run(args: argparse.Namespace, overrides: Sequence[Override]) -> int:
     return 0
 
 
+def _part(args: argparse.Namespace, part: str, branch: str, out: Path) -> int:
+    """Writes a part that no other library has."""
+    from jepa_vl.export import parts
+    from jepa_vl.training import stored, verify
+
+    if args.format != "safetensors":
+        rule = f"safetensors alone with --part {part}, which no other library has"
+        raise ConfigError("--format", args.format, rule)
+    if args.model:
+        raise ConfigError("--part", part, "of a run: give --workdir")
+    workdir = checkpoints.folder("--workdir", args.workdir)
+    one = stored.find(workdir, checkpoints.step(args))
+    with checkpoints.readable(workdir):
+        config = resolve(one.meta["config"])
+        arrays = verify.read_whole(one, parts.names_of(part, branch, list(one.arrays), config))
+        facts = _facts(one)
+    parts.write(part, arrays, config, facts, out)
+    print(f"step {one.step}, {part}: {len(arrays)} arrays, read again bit by bit\n{out}")
+    return 0
+
+
+def _facts(one: Any) -> dict[str, Any]:
+    """What a card says of a checkpoint."""
+    return {
+        "step": one.step,
+        "config_hash": one.meta["config_hash"],
+        "git": one.meta["git"] or "unknown",
+        "data": f"{one.data['name']} ({one.data['images']:,} images)",
+    }
+
+
 def _encoder(one: Any, branch: str, workdir: Path) -> Any:
     """Arrays and facts of a checkpoint."""
     from jepa_vl.export import base
@@ -78,12 +114,9 @@ def _encoder(one: Any, branch: str, workdir: Path) -> Any:
     names = [name for name in shapes if name.startswith(place)]
     params = {n.removeprefix(place): x for n, x in verify.read_whole(one, names).items()}
     facts = {
-        "step": one.step,
+        **_facts(one),
         "images": one.step * one.data["global_batch"],
         "branch": branch,
-        "config_hash": one.meta["config_hash"],
-        "git": one.meta["git"] or "unknown",
-        "data": f"{one.data['name']} ({one.data['images']:,} images)",
         "compared_on": f"{IMAGES} drawn scenes (the built-in shapes_world)",
         "results": _results(workdir, one.step, branch),
     }

@@ -62,6 +62,7 @@ SHAPES = {  # what the option's value stands for, and its help
     "--hosts": ("N", ""),
     "--step-seconds": ("X", ""),
     "--profile": ("FIRST:LAST", ""),
+    "--part": ("PART", ""),
     "--proof": ("", ""),  # a switch
     "--reference": ("DIR", ""),
     "--supervise": ("", ""),  # a switch
@@ -230,6 +231,8 @@ VERBS = {
         "code 1 and no folder where the features differ. README.md of the folder is its card.",
         "jepa-vl export --workdir runs/quickstart --format hf --out quickstart-hf",
         workdir="folder of the run; or give --model",
+        part="encoder (default); or, for safetensors, text, predictor or conditioner (the part of "
+        "the predictor that reads captions)",
         model="in place of a run, an encoder of another library, or an export: see eval --help",
         format="",
         branch="target (default), the EMA encoder, or context, the trained one",
