@@ -20,6 +20,8 @@ KINDS: dict[str, tuple[str, ...]] = {
     "tfds": ("name", "split"),
     "array_record": (),
     "mvsa": (),
+    "coco_captions": ("split",),
+    "vqa": ("split",),
     MIXTURE: ("mixture",),
 }
 POOLS = ("raw", "synthetic", "both")

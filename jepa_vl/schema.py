@@ -41,8 +41,8 @@ class DataConfig:
         "shapes_world",
         "source: shapes_world (built in), tar (WebDataset), folder (captions.jsonl or .csv), "
         "class_folder (a subfolder a class), mask_folder (images and masks), parquet, tfds, "
-        "array_record (written by `jepa-vl data convert`), mvsa (tweets with a sentiment), or a "
-        "mixture of them",
+        "array_record (written by `jepa-vl data convert`), mvsa (tweets with a sentiment), "
+        "coco_captions and vqa (their json), or a mixture of them",
     )
     path: str = key(
         "", "folder of the source, or one file of it; tfds: its data_dir; unused by shapes_world"
@@ -54,7 +54,8 @@ class DataConfig:
     split: str = key(
         "",
         "tfds: split, empty for train; class_folder: subfolder; mask_folder: subfolder of both, or "
-        "VOC's list; parquet: files whose names begin with it; empty: all",
+        "VOC's list; parquet: files whose names begin with it; coco_captions, vqa: part of the "
+        "json's name and folder of the images; empty: all",
     )
     train_size: int = key(20_000, "shapes_world: number of distinct training scenes")
     caption_keys: tuple = key(

@@ -23,6 +23,12 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 SAID = ["a red star", "two blue rings", "a large green heart on grey", "one dot"]
 
 
+@pytest.fixture(autouse=True)
+def short_captions(monkeypatch):
+    """Of what these tests pay for, most is the length that captions are padded to."""
+    monkeypatch.setattr(decoding, "LENGTH", 9)
+
+
 def plain_cider(found, references):
     """CIDEr-D from the formulas of the paper's section 3 and 3.2, n by n, with dense vectors."""
 

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from jepa_vl.config import Config
 from jepa_vl.data.array_record import ArrayRecordSource
 from jepa_vl.data.class_folder import ClassFolderSource
+from jepa_vl.data.coco_json import CocoCaptions, Vqa
 from jepa_vl.data.folder import FolderSource
 from jepa_vl.data.mask_folder import open_folder
 from jepa_vl.data.mvsa import Mvsa
@@ -75,6 +76,16 @@ def _mvsa(config: Config, place: Place) -> Any:
     return Mvsa(place.path, place.key)
 
 
+def _coco_captions(config: Config, place: Place) -> Any:
+    del config
+    return CocoCaptions(place.path, place.split, place.key)
+
+
+def _vqa(config: Config, place: Place) -> Any:
+    del config
+    return Vqa(place.path, place.split, place.key)
+
+
 # Each opens a sources.Source.
 SOURCES: dict[str, Callable[[Config, Place], Any]] = {
     "shapes_world": _world,
@@ -86,4 +97,6 @@ SOURCES: dict[str, Callable[[Config, Place], Any]] = {
     "tfds": _tfds,
     "array_record": _array_record,
     "mvsa": _mvsa,
+    "coco_captions": _coco_captions,
+    "vqa": _vqa,
 }

@@ -11,4 +11,5 @@ from jepa_vl.evaluators import linear as linear
 from jepa_vl.evaluators import retrieval as retrieval
 from jepa_vl.evaluators import segmentation as segmentation
 from jepa_vl.evaluators import sentiment as sentiment
+from jepa_vl.evaluators import vqa as vqa
 from jepa_vl.evaluators.base import REGISTRY as REGISTRY
