@@ -41,7 +41,8 @@ def no_evaluation(monkeypatch):
     health = SimpleNamespace(run=lambda state: {}, indices=list)
     monkeypatch.setattr(loop, "Health", lambda *args: health)
     monkeypatch.setattr(loop.data_health, "measure", lambda *args: {})
-    monkeypatch.setattr(loop.Run, "_make_knn", lambda self, encode: None)
+    quiet = SimpleNamespace(run=lambda *args: {}, describe=lambda: None, tested=lambda: 0)
+    monkeypatch.setattr(loop, "Online", lambda *args: quiet)
 
 
 @pytest.fixture

@@ -31,7 +31,8 @@ def run(monkeypatch, compilations):
         )
         with monkeypatch.context() as patched, loop.Stop() as stop, loop.Lock(workdir) as lock:
             patched.setattr(loop, "Health", lambda *args: health)
-            patched.setattr(loop.Run, "_make_knn", lambda self, encode: None)
+            quiet = SimpleNamespace(run=lambda *args: {}, describe=lambda: None, tested=lambda: 0)
+            patched.setattr(loop, "Online", lambda *args: quiet)
             own = loop.Run(config, workdir, lock)
             own.begin()
             stop.reached = lambda step: step == stop_after
