@@ -132,6 +132,9 @@ class EvalConfig:
     decoder_batch: int = key(64, "captions or questions a step of it")
     decoder_layers: int = key(2, "its blocks; published: 12")
     beam: int = key(4, "captions kept while one is written; 1: greedy")
+    shots: int = key(
+        0, "finetune_low: training images a class; 0: 1 % of all, at least one a class"
+    )
     reduce_zero_label: bool = key(
         False, "segmentation: number 0 is no class and the others count from it, as in ADE20K"
     )

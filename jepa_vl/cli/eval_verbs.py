@@ -15,6 +15,7 @@ VERBS = {
         "Heads trained on crops, as papers quote them; eval.probe_steps shortens them:\n"
         "ijepa_vissl, mae_lars (LARS), dinov2_sgd (13 rates at once)\n"
         "attentive, attentive_one (a learned query reads the patches; 20 heads at once)\n"
+        "finetune, finetune_low (of a copy; eval.shots images a class, or 1 % of the labels)\n"
         "segmentation (a linear map of patches; --data mask_folder:DIR, shapes_world)\n\n"
         "--step 0 measures the same network untrained. Prints a table and writes the card of the\n"
         "checkpoint: JSON and a page, the whole protocol beside each number, with intervals,\n"

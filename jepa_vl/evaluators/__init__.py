@@ -4,6 +4,7 @@ from jepa_vl.evaluators import attentive as attentive  # these register themselv
 from jepa_vl.evaluators import captioning as captioning
 from jepa_vl.evaluators import fast as fast
 from jepa_vl.evaluators import fewshot as fewshot
+from jepa_vl.evaluators import finetune as finetune
 from jepa_vl.evaluators import grounding as grounding
 from jepa_vl.evaluators import knn as knn
 from jepa_vl.evaluators import lidar as lidar

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import optax
 
-from jepa_vl.shapes import Array, PyTree
+from jepa_vl.shapes import PyTree
 
 _MOMENTS = optax.scale_by_adam(0.9, 0.999, 1e-8)  # torch's defaults
 
@@ -16,20 +16,23 @@ def start(params: PyTree) -> Any:
 
 
 def update(
-    params: PyTree, grads: PyTree, moments: Any, rate: Array | float, decay: PyTree | float
+    params: PyTree, grads: PyTree, moments: Any, rate: Any, decay: PyTree | float
 ) -> tuple[Any, Any]:
     """One step.
 
     Args:
       params, grads: equal trees.
       moments: of :func:`start`.
-      rate: learning rate.
+      rate: learning rate of all, or a tree of one for each leaf.
       decay: weight decay of all, or a tree of one for each leaf.
 
     Returns:
       Parameters and moments.
     """
     change, moments = _MOMENTS.update(grads, moments)
-    decays = decay if isinstance(decay, type(params)) else jax.tree.map(lambda _: decay, params)
-    moved = jax.tree.map(lambda p, c, d: p - rate * (c + d * p), params, change, decays)
+    rates, decays = (
+        x if isinstance(x, type(params)) else jax.tree.map(lambda _, x=x: x, params)
+        for x in (rate, decay)
+    )
+    moved = jax.tree.map(lambda p, c, r, d: p - r * (c + d * p), params, change, rates, decays)
     return moved, moments
