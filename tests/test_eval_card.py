@@ -83,6 +83,11 @@ def test_a_card_grows_and_measures_nothing_twice(workdir, read, capsys):
     assert len(read) == 1
     assert evaluate(workdir, "--task", "knn", "--floor", "none", "--no-cache", "--again") == 0
     assert len(read) == 2 and card(workdir)["results"][-1] == first["results"][0]
+    # A setting that kNN does not read: measured again, and in the place of what was there.
+    capsys.readouterr()
+    assert evaluate(workdir, "--task", "knn", "--floor", "none", "--config.eval.beam=2") == 0
+    assert [r["task"] for r in card(workdir)["results"]] == ["fewshot", "knn"]
+    assert "fewshot" not in capsys.readouterr().out and len(read) == 2
 
 
 def test_floors_come_later_and_stand_beside_what_is_there(workdir):

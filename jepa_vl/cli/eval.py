@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from jepa_vl.cli import configs, eval_card, eval_watch
+from jepa_vl.cli import configs, eval_watch
 from jepa_vl.cli.eval_session import Request, Session
 from jepa_vl.cli.numbers import whole
 from jepa_vl.cli.train import writable
@@ -26,7 +26,7 @@ def run(args: argparse.Namespace, overrides: Sequence[configs.Override]) -> int:
         from jepa_vl.cli.eval_model import ModelSession
 
         card = ModelSession(request).card(request.tasks)
-        print(*eval_card.told(card.page, request.tasks, card.path), sep="\n")
+        print(*card.told(), sep="\n")
         return 0
     if args.watch:
         if args.json or args.step:
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace, overrides: Sequence[configs.Override]) -> int:
 
     trained, state, step = checkpoint.load(request.workdir.resolve(), request.step)
     card = Session(trained, request).evaluate(state, step, request.tasks)
-    print(*eval_card.told(card.page, request.tasks, card.path), sep="\n")
+    print(*card.told(), sep="\n")
     return 0
 
 

@@ -19,16 +19,18 @@ class Card:
           path: of the JSON file; it and its folder may be absent.
           facts: of the checkpoint: ``checkpoint_hash``, ``branch``, ``layers``, ``step``, ...
         """
-        self.path = path
+        self.path, self._asked = path, set[str]()
         self.page: dict[str, Any] = facts | {"results": _known(path, facts)}
 
     def has(self, key: str) -> bool:
-        """Is the result of this name there?"""
+        """Is the result of this name there? It is one of those that :meth:`told` shows."""
+        self._asked.add(key)
         return any(result["key"] == key for result in self.page["results"])
 
     def put(self, result: dict[str, Any]) -> None:
-        """Adds a result, or replaces the one of its ``key``, and writes the file."""
-        others = [other for other in self.page["results"] if other["key"] != result["key"]]
+        """Adds a result, in the place of one that was measured the same way; writes the file."""
+        self._asked.add(result["key"])
+        others = [other for other in self.page["results"] if not _same(other, result)]
         self.page["results"] = [*others, result]
         self._write()
 
@@ -44,11 +46,31 @@ class Card:
 
         self.path.with_suffix(".html").write_text(render(self.page))
 
+    def told(self) -> list[str]:
+        """Lines for the screen: of each set of images, the numbers that were asked for."""
+        page = self.page
+        of_layers = f", last {page['layers']} layers" if page["layers"] > 1 else ""
+        of = f"{page['model']}, {page['kind']}" if "model" in page else f"step {page['step']}"
+        lines = [f"{of}, {page['branch']} encoder{of_layers}"]
+        shown = [result for result in of_encoder(page) if result["key"] in self._asked]
+        for images, results in by_images(shown).items():
+            heads, rows = table(results)
+            lines += [images, *columns([tuple(heads), *map(tuple, rows)], range(2, len(heads)))]
+        words = {r["protocol"]["interval"] for r in shown if "interval" in r["protocol"]}
+        files = str(self.path), str(self.path.with_suffix(".html"))
+        return [*lines, *(f"({text})" for text in words), *files]
+
     def _write(self) -> None:
         from jepa_vl.training.metrics import write_json
 
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_json(self.path, self.page)
+
+
+def _same(one: dict[str, Any], two: dict[str, Any]) -> bool:
+    """Were they measured the same way? Keys also differ by settings that a task does not read."""
+    alike = ("task", "features", "data_hash", "seed", "protocol")
+    return one["key"] == two["key"] or all(one[k] == two[k] for k in alike)
 
 
 def _known(path: Path, facts: dict[str, Any]) -> list[dict[str, Any]]:
@@ -74,16 +96,3 @@ def _floors(result: dict[str, Any], results: Sequence[dict[str, Any]]) -> dict[s
         if other is not result and all(other[k] == result[k] for k in same)
         if other["features"] != "encoder"
     }
-
-
-def told(page: dict[str, Any], tasks: Sequence[str], out: Path) -> list[str]:
-    """Lines for the screen: of each set of images, the numbers of these tasks."""
-    of_layers = f", last {page['layers']} layers" if page["layers"] > 1 else ""
-    of = f"{page['model']}, {page['kind']}" if "model" in page else f"step {page['step']}"
-    lines = [f"{of}, {page['branch']} encoder{of_layers}"]
-    shown = [result for result in of_encoder(page) if result["task"] in tasks]
-    for images, results in by_images(shown).items():
-        heads, rows = table(results)
-        lines += [images, *columns([tuple(heads), *map(tuple, rows)], range(2, len(heads)))]
-    words = {r["protocol"]["interval"] for r in shown if "interval" in r["protocol"]}
-    return [*lines, *(f"({text})" for text in words), str(out), str(out.with_suffix(".html"))]

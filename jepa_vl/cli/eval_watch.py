@@ -5,7 +5,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from jepa_vl.cli import eval_card
 from jepa_vl.cli.eval_session import Request, Session
 from jepa_vl.config import ConfigError
 
@@ -30,7 +29,7 @@ def run(request: Request) -> int:
                 continue
             session = session or Session(loaded[0], request)
             card = session.evaluate(loaded[1], step, request.tasks)
-            print(*eval_card.told(card.page, request.tasks, card.path), sep="\n", flush=True)
+            print(*card.told(), sep="\n", flush=True)
         if not new:
             if over:
                 return 0

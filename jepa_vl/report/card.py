@@ -32,7 +32,8 @@ def render(page: dict[str, Any]) -> str:
     for images, results in by_images(of_encoder(page)).items():
         drawn = [r for r in results if r["ci"]]
         pictures = [(figures.to_png(accuracies(drawn)), images)] if drawn else []
-        sections.append(Section(images, HOW if drawn else "", pictures, table(results)))
+        text = f"{images}.\n\n{HOW}" if drawn else f"{images}."
+        sections.append(Section(_title(results), text, pictures, table(results)))
     sections.append(_protocols(page))
     versions = ("Versions", "", (), (("library", "version"), [*page["versions"].items()]))
     sections.append(Section(*versions))
@@ -48,6 +49,12 @@ def _protocols(page: dict[str, Any]) -> Section:
     ]
     text = "All that each number depends on; two that differ here are not the same number."
     return Section("Protocols", text, (), (("task", "features", "key", "value"), rows))
+
+
+def _title(results: list[dict[str, Any]]) -> str:
+    """The tasks and what they were tested on, briefly."""
+    tasks = ", ".join(dict.fromkeys(result["task"] for result in results))
+    return f"{tasks}: {results[0]['protocol']['held_out']['name']}"
 
 
 def _plain(value: Any) -> str:
