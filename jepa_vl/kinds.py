@@ -13,7 +13,7 @@ MIXTURE = "mixture"
 KINDS: dict[str, tuple[str, ...]] = {
     "shapes_world": (),
     "tar": (),
-    "folder": (),
+    "folder": ("split",),
     "class_folder": ("split",),
     "mask_folder": ("split",),
     "parquet": ("split",),

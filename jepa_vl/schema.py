@@ -53,9 +53,10 @@ class DataConfig:
     name: str = key("", "tfds: the dataset, as in coco_captions/2014:1.1.0; others: empty")
     split: str = key(
         "",
-        "tfds: split, empty for train; class_folder: subfolder; mask_folder: subfolder of both, or "
-        "VOC's list; parquet: files whose names begin with it; coco_captions, vqa: part of the "
-        "json's name and folder of the images; empty: all",
+        "tfds: split, empty for train; folder: value of `split` in its list; class_folder: "
+        "subfolder; mask_folder: subfolder of both, VOC's list, or as folder; parquet: files whose "
+        "names begin with it; coco_captions, vqa: part of the json's name and folder of the "
+        "images; empty: all",
     )
     train_size: int = key(20_000, "shapes_world: number of distinct training scenes")
     caption_keys: tuple = key(

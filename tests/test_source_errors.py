@@ -214,7 +214,7 @@ def test_a_folder_is_told_which_list_counts(tmp_path):
         (
             {"data.split": "train"},
             "data.split",
-            "for class_folder, mask_folder, parquet, tfds, coco_captions, vqa alone",
+            "for folder, class_folder, mask_folder, parquet, tfds, coco_captions, vqa alone",
         ),
         ({"data.kind": "tar", "data.path": "x", "eval.split": "v"}, "eval.split", "kind 'tar'"),
         ({"data.caption_pool": "all"}, "data.caption_pool", "'synthetic'"),

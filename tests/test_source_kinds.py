@@ -1,6 +1,7 @@
 """Promises that every kind of source keeps: the same images give the same batches."""
 
 import itertools
+import json
 import pickle
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from jepa_vl.config import Config
+from jepa_vl.config import Config, ConfigError
 from jepa_vl.data import parquet, pipeline, sources
 from jepa_vl.data.class_folder import ClassFolderSource
 from jepa_vl.data.folder import FolderSource
@@ -208,6 +209,29 @@ def test_class_folders_give_labels_and_keys_by_their_paths(tmp_path):
     train, held_out = sources.open_sources(config_of("class_folder", tmp_path, **how))
     assert train.classes == held_out.classes == ("cat", "dog", "eel")
     assert (train[1]["label"], held_out[0]["label"]) == (1, 2)
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv"])
+def test_a_list_may_say_which_images_are_of_which_split(form, tmp_path):
+    items = some(5)
+    image_sets.write_images(tmp_path / "d", items)
+    splits = ["train", "test", "train", "test", "extra"]
+    rows = [(f"{i:03d}.jpg", f"caption {i}", split) for i, split in enumerate(splits)]
+    if form == "csv":
+        lines = ["image,caption,split", *(",".join(row) for row in rows)]
+    else:
+        names = ("image", "caption", "split")
+        lines = [json.dumps(dict(zip(names, row, strict=True))) for row in rows]
+    (tmp_path / f"d/captions.{form}").write_text("\n".join(lines))
+    how = {"data.split": "train", "eval.split": "test", "objective": "ijepa"}
+    train, held_out = sources.open_sources(config_of("folder", tmp_path / "d", **how))
+    assert train.keys == ["000.jpg", "002.jpg"] and held_out.keys == ["001.jpg", "003.jpg"]
+    assert held_out[1]["captions"] == ["caption 3"] and held_out.name == "folder/d:test"
+    whole = FolderSource(str(tmp_path / "d"), KEYS, "label")
+    assert len(whole) == 5
+    assert len({part.fingerprint for part in (whole, train, held_out)}) == 3
+    with pytest.raises(ConfigError, match=r"eval.split = 'val': .* has: extra, test, train"):
+        sources.open_sources(config_of("folder", tmp_path / "d", **{**how, "eval.split": "val"}))
 
 
 def test_rows_of_a_table_that_name_the_same_image_are_its_captions(tmp_path):

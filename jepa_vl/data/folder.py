@@ -41,6 +41,7 @@ class FolderSource:
         label_key: str,
         image_keys: Sequence[str] = DataConfig.image_keys,
         key: str = "data.path",
+        split: str = "",
     ):
         """Reads the list and checks that its images are there.
 
@@ -50,10 +51,12 @@ class FolderSource:
           label_key: key or column of the class name.
           image_keys: keys or columns of the image's path; the first that is present counts.
           key: configuration key that gave the path, for errors.
+          split: value of the key or column ``split`` of the images that are wanted; empty: all.
 
         Raises:
           ConfigError: names the path, or the file and its line, and the rule.
         """
+        self.split, self._splits = split, set[str]()
         self.key, self.image_keys = key, tuple(image_keys)
         self.list = _find_list(local(path), key)
         self.root = self.list.parent
@@ -70,6 +73,10 @@ class FolderSource:
             image = self._image_path(item, where)
             self._captions.append(found.add(image, item, where))
         self.keys = found.keys
+        if not self.keys and split:
+            there = ", ".join(sorted(self._splits)) or "none"
+            rule = f"the key or column 'split' of {self.list} has: {there}"
+            raise ConfigError(key.replace("path", "split"), split, rule)
         if not self.keys:
             raise ConfigError(key, path, f"{self.list.name} lists no image")
         if table:
@@ -79,7 +86,8 @@ class FolderSource:
         self.json_keys = tuple(arrays["json_keys"].tolist())
         self.captioned = found.captioned
         self.classes, self.labels = tuple(arrays["classes"].tolist()), arrays["labels"]
-        digest = hashlib.sha256(raw + repr((tuple(caption_keys), label_key)).encode())
+        told = (tuple(caption_keys), label_key, *([split] if split else []))
+        digest = hashlib.sha256(raw + repr(told).encode())
         self.fingerprint = digest.hexdigest()[:16]
         files.check_present(self.root, self.keys, key, self.list.name)
 
@@ -87,7 +95,7 @@ class FolderSource:
     def name(self) -> str:
         """Kind and last component of the path."""
         chosen = "" if self.list.name in LISTS else f"/{self.list.name}"
-        return f"folder/{self.root.name}{chosen}"
+        return f"folder/{self.root.name}{chosen}{f':{self.split}' if self.split else ''}"
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -109,7 +117,15 @@ class FolderSource:
         for number, line in enumerate(text.split("\n"), 1):
             if line.strip():
                 where = f"{self.list}:{number}"
-                yield parse_object(line, self.key, where), where
+                item = parse_object(line, self.key, where)
+                if self._wanted(item):
+                    yield item, where
+
+    def _wanted(self, item: dict[str, Any]) -> bool:
+        """Is it of the split?"""
+        if self.split:
+            self._splits.add(str(item.get("split") or "none"))
+        return not self.split or item.get("split") == self.split
 
     def _table(self, text: str, label_key: str) -> Iterator[Row]:
         """One item an image: each column holds the list of its rows' cells, the label one."""
@@ -145,7 +161,9 @@ class FolderSource:
                 if None in row or None in row.values():
                     rule = f"each row has {len(columns)} cells, as the first line has names"
                     raise ConfigError(self.key, where, rule)
-                yield {name: cell.strip() for name, cell in row.items()}, where
+                cells = {name: cell.strip() for name, cell in row.items()}
+                if self._wanted(cells):
+                    yield cells, where
         except csv.Error as error:
             where = f"{self.list}:{reader.line_num}"
             raise ConfigError(self.key, where, f"is no row of a table: {error}") from error

@@ -73,14 +73,14 @@ class MaskList(_Masked, FolderSource):
     Images without a mask are there too, for what needs none.
     """
 
-    def __init__(self, path: str, *names: Any, key: str = "data.path"):
+    def __init__(self, path: str, *names: Any, key: str = "data.path", split: str = ""):
         """As :class:`FolderSource`.
 
         Raises:
           ConfigError: of the list, of its masks or of their classes.
         """
         self._named: list[str] = []
-        super().__init__(path, *names, key=key)
+        super().__init__(path, *names, key=key, split=split)
         by_stem = _by_stem(self.root, "", (".png",), MASK_FOLDERS)
         pairs = zip(self.keys, self._named or [""] * len(self.keys), strict=True)
         self.masks = [mask or by_stem.get(PurePosixPath(image).stem, "") for image, mask in pairs]
@@ -157,15 +157,12 @@ def open_folder(path: str, split: str, names: tuple[Any, ...], key: str) -> Any:
     """A :class:`MaskList` where the path is a list or holds one, else a :class:`MaskFolder`.
 
     Raises:
-      ConfigError: see both; or a split is given with a list.
+      ConfigError: see both.
     """
     root = local(path)
     if not root.is_file() and not any((root / name).is_file() for name in LISTS):
         return MaskFolder(path, split, key)
-    if split:
-        rule = "empty where a list names the images; give one list a part"
-        raise ConfigError(key.replace("path", "split"), split, rule)
-    return MaskList(path, *names, key=key)
+    return MaskList(path, *names, key=key, split=split)
 
 
 def _by_stem(

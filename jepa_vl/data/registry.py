@@ -45,7 +45,7 @@ def _array_record(config: Config, place: Place) -> Any:
 def _folder(config: Config, place: Place) -> Any:
     data = config.data
     names = data.caption_keys, data.label_key, data.image_keys
-    return FolderSource(place.path, *names, key=place.key)
+    return FolderSource(place.path, *names, place.key, place.split)
 
 
 def _class_folder(config: Config, place: Place) -> Any:
