@@ -51,7 +51,7 @@ def test_a_card_without_a_name_lies_where_the_command_runs(folders, tmp_path, mo
         (["--model", "x", "--workdir", "y"], "give DIR, a run, or --model PATH"),
         (["--model", "x", "--step", "3"], "--step = '3': of runs, not of --model"),
         (["--model", "nowhere"], "--model = 'nowhere': no such folder"),
-        (["--model", "HF", "--task", "retrieval"], "is no model with a text side"),
+        (["--model", "HF", "--task", "retrieval"], "retrieval needs a whole model"),
         (["--model", "HF", "--layers", "2"], "--layers = 2: at most 1"),
     ],
 )

@@ -15,8 +15,9 @@ from jepa_vl import objectives, sharding
 from jepa_vl.cli.main import VERBS, main
 from jepa_vl.config import ConfigError
 from jepa_vl.export import FORMATS, base, process, write
+from jepa_vl.models import intake, tensors
 from jepa_vl.schema import MeshConfig
-from jepa_vl.training import checkpoint, stored
+from jepa_vl.training import checkpoint, stored, whole
 from jepa_vl.training import state as train_state
 from tests import exports
 from tests.test_cli import refused
@@ -187,6 +188,20 @@ def test_text_predictor_and_conditioner_leave_bit_by_bit_under_our_names(reader,
         assert f"# tcjepa: {part}" in (out / "README.md").read_text()
 
 
+def test_a_whole_model_leaves_bit_by_bit_and_comes_in_again(reader, tmp_path):
+    workdir, params = reader
+    out = tmp_path / "whole"
+    assert main(argv(workdir, out, "safetensors", "--part", "whole")) == 0
+    sources = [intake.open_source(str(place), "--model") for place in (workdir, out)]
+    models = [whole.load(source, "the test") for source in sources]
+    assert models[0].config == models[1].config
+    for model in models:
+        found = base.tree.flatten(model.params)
+        assert found.keys() == params.keys() and model.target.keys() >= {"patch_kernel", "norm"}
+        for name, x in params.items():
+            np.testing.assert_array_equal(found[name], x, err_msg=name)
+
+
 def test_parts_that_are_not_there_and_formats_that_have_none_are_refused(run, tmp_path, capsys):
     out = tmp_path / "out"
     line = refused(capsys, *argv(run, out, "safetensors", "--part", "text"))
@@ -194,6 +209,13 @@ def test_parts_that_are_not_there_and_formats_that_have_none_are_refused(run, tm
     assert "safetensors alone" in refused(capsys, *argv(run, out, "hf", "--part", "predictor"))
     assert "one of 'encoder'" in refused(capsys, *argv(run, out, "hf", "--part", "head"))
     assert not out.exists()
+
+
+def test_the_same_arrays_and_metadata_are_the_same_bytes(tmp_path):
+    metadata = {"step": "1", "format": "np", "branch": "target", "config": '{"a": "é\\n"}'}
+    for i in range(8):
+        tensors.write(tmp_path / f"{i}", {"x": np.arange(3.0)}, metadata, "--out")
+    assert len({(tmp_path / f"{i}").read_bytes() for i in range(8)}) == 1
 
 
 def test_every_format_is_offered_by_the_command():

@@ -2,15 +2,23 @@
 
 import json
 import re
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
-from jepa_vl import pretrained
+from jepa_vl import pretrained, tree
 from jepa_vl.cli.main import main
 from jepa_vl.config import ConfigError
 from jepa_vl.models import intake
+from jepa_vl.report import grounding, pictures
+from jepa_vl.training import whole
+from jepa_vl.training.checksum import tree_hash
+from tests import exports
 from tests.test_cli import refused
+from tests.test_intake import written
 
 NAME = "zoo:tcjepa-shapes"
 
@@ -47,13 +55,84 @@ def test_what_is_shipped_is_small_and_says_what_it_is():
     for folder in pretrained.SHIPPED.iterdir():
         files = {path.name: path.stat().st_size for path in folder.iterdir()}
         assert files.keys() == {"README.md", "config.json", "model.safetensors"}
-        assert sum(files.values()) < 3e6
+        assert sum(files.values()) < 7.5e6
         name = f"zoo:{folder.name}"
         source = intake.open_source(name, "--model")
+        model = whole.load(source, "the card")  # all arrays of its configuration, no others
+        assert f"{tree.count(model.params) / 1e6:.2f} M parameters" in card(name)
         weights = intake.load(source, intake.build(source))
         assert np.isfinite(weights["position"]).all() and source.branch == "target"
         for promise in (f"`{name}`", "jepa-vl train", "jepa-vl eval", "seed", "licence"):
             assert promise in card(name), promise
+
+
+def test_the_target_encoder_has_the_bits_of_the_run_and_differs_from_the_context_encoder():
+    hashes = [tree_hash(encoder(branch)) for branch in ("target", "context")]
+    assert hashes[0] == "4419c288cd39f122" and f"{hashes[0]}" in card()
+    assert hashes[1] != hashes[0]
+
+
+def encoder(branch):
+    source = intake.open_source(NAME, "--model", branch)
+    return intake.load(source, intake.build(source))
+
+
+def test_words_of_the_shipped_model_are_held_to_what_they_name_beside_their_floors(tmp_path):
+    out = tmp_path / "card.json"
+    few = ["--config.eval.train_images=64", "--config.eval.val_images=8"]
+    few += ["--config.eval.batch_size=8", "--no-cache", "--json", str(out)]
+    assert main(["eval", "--model", NAME, "--task", "grounding", *few]) == 0
+    page = json.loads(out.read_text())
+    (result,) = page["results"]
+    assert page["kind"] == "a model of ours" and result["protocol"]["images"] == 8
+    assert 0 < result["metrics"]["pointing"] < 1 and result["protocol"]["words"] > 20
+    assert {"centre", "another_image", "shuffled_captions"} <= result["baselines"].keys()
+
+
+def test_the_report_draws_the_shipped_model_and_says_what_it_cannot_show(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    for room, name, count in (
+        (pictures, "MASKED_IMAGES", 2), (pictures, "QUERIES", 2), (pictures, "SEARCHED", 16),
+        (grounding, "IMAGES", 2), (grounding, "DRAWS", 2), (grounding, "POINTED", 8),
+    ):  # fmt: skip
+        monkeypatch.setattr(room, name, count)
+    assert main(["report", "--model", NAME]) == 0
+    html = Path("report_tcjepa-shapes.html").read_text()
+    assert re.findall(r"<h2>(.+?)</h2>", html) == [
+        "Masks", "Words on patches", "Pointing game", "Nearest neighbours", "Left out",
+        "Configuration",
+    ]  # fmt: skip
+    assert html.count("data:image/png;base64,") == 1 + 4 + 1
+    data = json.loads(re.search(r'id="run">(.+?)</script>', html).group(1))
+    assert data["model"] == NAME and 0 < data["pointing"]["all"]["maps"] < 1
+    said = capsys.readouterr().out
+    assert "left out: Result, Curves and Time" in said and "report_tcjepa-shapes.html" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "rule"),
+    [
+        (["eval", "--model", "HF", "--task", "knn,grounding"], "grounding needs a whole model"),
+        (["report", "--model", "HF"], "(ijepa of transformers); the report needs a whole model"),
+        (["report"], "give DIR, a run, or --model PATH"),
+        (["report", "--model", NAME, "--workdir", "x"], "give DIR, a run, or --model PATH"),
+        (["report", "--model", NAME, "--proof"], "--proof = '': of runs, not of --model"),
+        (["report", "--model", "TORN"], "missing params/predictor/mask_token"),
+    ],
+)
+def test_what_is_no_whole_model_is_refused_in_one_line(words, rule, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    places = {"HF": tmp_path / "hf", "TORN": tmp_path / "torn"}
+    written(places["HF"], exports.encoder(), "hf")
+    shutil.copytree(pretrained.locate(NAME, "--model"), places["TORN"])
+    weights = places["TORN"] / "model.safetensors"
+    kept = {n: x for n, x in load_file(weights).items() if n != "params/predictor/mask_token"}
+    save_file(kept, weights)
+    line = refused(capsys, *(str(places.get(word, word)) for word in words))
+    assert rule in line
+    assert not list(tmp_path.glob("*.html")) and not list(tmp_path.glob("*.json"))
 
 
 def test_a_name_that_is_not_shipped_is_refused_with_those_that_are(capsys):

@@ -1,6 +1,10 @@
-"""``jepa-vl eval --model``: any image encoder that can be read, under the same evaluators."""
+"""``jepa-vl eval --model``: any image encoder that can be read, under the same evaluators.
+
+One that is part of a model of ours serves what reads the text side too.
+"""
 
 import dataclasses
+import functools
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,22 +42,33 @@ class ModelSession(Session):
         Raises:
           ConfigError: there is none, or it does not fit; overrides that do not fit.
         """
+        from jepa_vl import objectives, sharding
         from jepa_vl.evaluators import subject
+        from jepa_vl.evaluators.base import JOINT, read_by
         from jepa_vl.models import intake
+        from jepa_vl.training import whole
 
         self.request = request
         self.source = intake.open_source(request.model, OPTION, request.branch)
         config = described(self.source.shape)
+        seed = config.seed if request.seed is None else request.seed
+        joint = [task for task in request.tasks if read_by(task) == JOINT]
+        self.model = whole.load(self.source, joint[0]) if joint else None
+        if self.model is not None:
+            config = whole.on_scenes(self.model.config)
         config = config if request.data is None else with_data(config, request.data)
         config = configs.change(config, request.overrides)
         self.mesh = subject.local_mesh()
         config = subject.for_devices(config, self.mesh)
-        seed = config.seed if request.seed is None else request.seed
         self.config = dataclasses.replace(config, seed=seed)
         module = intake.build(self.source)
         self.params = intake.load(self.source, module)
         self.images = subject.Images(self.config)
         model = subject.Model(module, {})
+        if self.model is not None:  # its towers are those of its own seed
+            objective = objectives.build(config)
+            frozen = sharding.place(objective.load_frozen(), self.mesh)
+            model = subject.Model(module, frozen, objective)
         self.bench = subject.Bench(self.config, model, self.images, self.mesh, request.layers)
 
     def card(self, tasks: Sequence[str]) -> Card:
@@ -61,16 +76,24 @@ class ModelSession(Session):
         from jepa_vl.training.checksum import tree_hash
 
         digest = tree_hash(self.params)
-        return self.measure(self._subject("encoder", self.params, digest), 0, tasks, digest)
+        encoder = self._subject("encoder", self.params, digest)
+        # An encoder does not tell which model it is a part of; the files do.
+        own = digest if self.source.whole is None else self._fingerprint
+        return self.measure(encoder, 0, tasks, own)
+
+    @functools.cached_property
+    def _fingerprint(self) -> str:
+        from jepa_vl.pretrained import fingerprint
+
+        return fingerprint(self.request.model, OPTION)
 
     def _facts(self, step: int, digest: str) -> dict[str, Any]:
-        from jepa_vl.pretrained import fingerprint
         from jepa_vl.training.checkpoint import provenance
 
         meta, request = provenance(self.config), self.request
         return {
             "workdir": name_of(request.model), "model": request.model, "kind": self.source.kind,
-            "fingerprint": fingerprint(request.model, OPTION), "step": step,
+            "fingerprint": self._fingerprint, "step": step,
             "branch": self.source.branch or "only", "layers": request.layers,
             "objective": self.source.kind, "config_hash": meta["config_hash"],
             "checkpoint_hash": digest, "git": meta["git"], "versions": meta["versions"],
@@ -81,11 +104,22 @@ class ModelSession(Session):
         from jepa_vl.evaluators.cache import Cache
         from jepa_vl.evaluators.subject import Weights
 
-        weights = Weights(sharding.place(state, self.mesh), None, digest)
+        weights = Weights(sharding.place(state, self.mesh), self._joint(), digest)
         cache = Cache() if self.request.cached else None
         subject = self.bench.subject(name, weights, cache)
         subject.protocol = {"branch": self.source.branch or "only", **subject.protocol}
         return subject
+
+    def _joint(self) -> Any:
+        """(params, target) of the whole model, where a task reads it."""
+        from jepa_vl import sharding
+
+        if self.model is None:
+            return None
+        params, target = self.model.params, self.model.target
+        if self.request.branch == "context":  # what the EMA follows takes its place
+            target = self.bench.model.objective.target_of(params)
+        return sharding.place((params, target), self.mesh)
 
 
 def out_of(model: str) -> Path:

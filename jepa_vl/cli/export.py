@@ -44,7 +44,7 @@ def run(args: argparse.Namespace, overrides: Sequence[Override]) -> int:
     from jepa_vl.training import stored
 
     one_of("--format", args.format, FORMATS)
-    one_of("--part", part, (ENCODER, *parts.PARTS))
+    one_of("--part", part, (ENCODER, *parts.PARTS, parts.WHOLE))
     if part != ENCODER:
         return _part(args, part, branch, out)
     form = FORMATS[args.format]

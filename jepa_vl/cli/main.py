@@ -231,8 +231,8 @@ VERBS = {
         "code 1 and no folder where the features differ. README.md of the folder is its card.",
         "jepa-vl export --workdir runs/quickstart --format hf --out quickstart-hf",
         workdir="folder of the run; or give --model",
-        part="encoder (default); or, for safetensors, text, predictor or conditioner (the part of "
-        "the predictor that reads captions)",
+        part="encoder (default); or, for safetensors, text, predictor, conditioner (the part of "
+        "the predictor that reads captions) or whole: all that eval and report --model can read",
         model="in place of a run, an encoder of another library, or an export: see eval --help",
         format="",
         branch="target (default), the EMA encoder, or context, the trained one",
@@ -241,15 +241,17 @@ VERBS = {
     ),
     **SCALING,
     "report": Verb(
-        "draw what a run has learnt",
-        "Writes one self-contained HTML page; the run may still be going on. With --proof it\n"
+        "draw what a run, or a model by itself, has learnt",
+        "Writes one self-contained HTML page; the run may still be going on. A model by itself is\n"
+        "drawn on the built-in scenes: masks, words on patches, neighbours. With --proof it\n"
         "prints instead whether the steps that restarts have repeated saw and made the same, as\n"
         "runs of `jepa-vl train --proof` wrote it down; exit code 1 where they did not.",
         "jepa-vl report --workdir runs/quickstart",
-        workdir="",
+        workdir="folder of the run; or give --model",
+        model="a whole model: zoo:NAME, or a folder of jepa-vl export --part whole",
         proof="print the table of equal hashes, of a run and over its restarts",
         reference="with --proof: workdir of another run of this configuration",
-        out="file to write (default: report.html in the workdir)",
+        out="file to write (default: report.html in the workdir; of a model report_NAME.html here)",
     ),
 }
 

@@ -1,4 +1,4 @@
-"""``jepa-vl report``: a workdir in, one HTML page, or the table of a proof, out."""
+"""``jepa-vl report``: a workdir or a model in, one HTML page, or the table of a proof, out."""
 
 import argparse
 import os
@@ -7,6 +7,7 @@ from pathlib import Path
 
 from jepa_vl.cli import proof_table
 from jepa_vl.cli.configs import Override
+from jepa_vl.cli.eval_model import name_of
 from jepa_vl.cli.train import writable
 from jepa_vl.config import ConfigError
 
@@ -15,23 +16,29 @@ def run(args: argparse.Namespace, overrides: Sequence[Override]) -> int:
     """Writes the page and prints its path, or prints the table.
 
     Raises:
-      ConfigError: the workdir holds no run, or the page cannot be written.
+      ConfigError: the workdir holds no run, the path no whole model, or the page cannot be written.
     """
     del overrides
-    workdir = Path(args.workdir).expanduser()
-    if not workdir.is_dir():
-        raise ConfigError("--workdir", args.workdir, "no such folder")
-    if args.proof:
-        return proof_table.run(args)
-    if args.reference:
-        raise ConfigError("--reference", args.reference, "add --proof")
-    out = Path(args.out).expanduser() if args.out else workdir / "report.html"
-    if out.is_dir():
-        raise ConfigError("--out", args.out, "is a folder; name the file")
-    writable("--out", str(out.parent))
-    from jepa_vl.report import collect
+    if bool(args.workdir) == bool(args.model):
+        raise ConfigError("--workdir", args.workdir or "", "give DIR, a run, or --model PATH")
+    if args.model:
+        if args.proof or args.reference:
+            option = "--proof" if args.proof else "--reference"
+            raise ConfigError(option, args.reference or "", "of runs, not of --model")
+        out = _out(args.out, Path(f"report_{name_of(args.model)}.html"))
+        page = _of_model(args.model)
+    else:
+        workdir = Path(args.workdir).expanduser()
+        if not workdir.is_dir():
+            raise ConfigError("--workdir", args.workdir, "no such folder")
+        if args.proof:
+            return proof_table.run(args)
+        if args.reference:
+            raise ConfigError("--reference", args.reference, "add --proof")
+        out = _out(args.out, workdir / "report.html")
+        from jepa_vl.report import collect
 
-    page = collect.build(workdir.resolve(), print)
+        page = collect.build(workdir.resolve(), print)
     out.parent.mkdir(parents=True, exist_ok=True)
     # In one piece: who looks at the page of a running run never sees half of it.
     temporary = out.with_name(f".{out.name}.{os.getpid()}")
@@ -39,3 +46,26 @@ def run(args: argparse.Namespace, overrides: Sequence[Override]) -> int:
     os.replace(temporary, out)
     print(out)
     return 0
+
+
+def _out(given: str | None, otherwise: Path) -> Path:
+    """The file to write."""
+    out = Path(given).expanduser() if given else otherwise
+    if out.is_dir():
+        raise ConfigError("--out", given or str(out), "is a folder; name the file")
+    writable("--out", str(out.parent))
+    return out
+
+
+def _of_model(path: str) -> str:
+    """The page of a whole model, on the built-in scenes."""
+    from jepa_vl.models import intake
+    from jepa_vl.pretrained import fingerprint
+    from jepa_vl.report import collect
+    from jepa_vl.training import whole
+
+    source = intake.open_source(path, "--model")
+    model = whole.load(source, "the report")
+    drawn = model._replace(config=whole.on_scenes(model.config))
+    facts = {"kind": source.kind, "fingerprint": fingerprint(path, "--model")}
+    return collect.build_model(path, drawn, facts, print)

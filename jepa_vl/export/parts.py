@@ -1,4 +1,4 @@
-"""What a run trains beside its image encoder: text tower, predictor, conditioner, by our names."""
+"""What a run trains, by our names: text tower, predictor, conditioner, or the whole model."""
 
 import json
 import os
@@ -11,6 +11,7 @@ from jepa_vl.export.base import WEIGHTS, write_json
 from jepa_vl.models import tensors
 from jepa_vl.shapes import Array
 
+WHOLE = "whole"  # parameters and target, which are a model: its names keep the branch
 # Part -> how the names of its arrays begin in a train state, the EMA before what is trained.
 PARTS = {
     "text": {"target": ("target/text/", "params/text/"), "context": ("params/text/",)},
@@ -25,6 +26,8 @@ def names_of(part: str, branch: str, names: list[str], config: Config) -> list[s
     Raises:
       ConfigError: its run trains no such part.
     """
+    if part == WHOLE:
+        return [name for name in names if name.startswith(("params/", "target/"))]
     for start in PARTS[part][branch]:
         found = [name for name in names if name.startswith(start)]
         if found:
@@ -39,8 +42,8 @@ def write(
     """Writes a folder: the arrays, the run's configuration, a card.
 
     Args:
-      part: of :data:`PARTS`.
-      arrays: by their names in the train state, which they keep without the branch.
+      part: of :data:`PARTS`, or :data:`WHOLE`.
+      arrays: by their names in the train state, which parts keep without the branch.
       config: of the run.
       facts: of the checkpoint, see ``base.Encoder``.
       out: folder that does not exist yet; it appears when what was written was read again and is
@@ -54,7 +57,9 @@ def write(
     temporary = out.with_name(f".{out.name}.{os.getpid()}")
     temporary.mkdir(parents=True)
     try:
-        renamed = {name.partition("/")[2]: x for name, x in arrays.items()}
+        renamed = arrays
+        if part != WHOLE:
+            renamed = {name.partition("/")[2]: x for name, x in arrays.items()}
         metadata = {"format": "np", "part": part, "config": json.dumps(to_dict(config))}
         tensors.write(temporary / WEIGHTS, renamed, metadata, "--out")
         write_json(temporary / "config.json", to_dict(config))
@@ -76,4 +81,7 @@ def _card(part: str, arrays: dict[str, Array], config: Config, facts: dict[str, 
     lines += ["", "Names are those of a train state; config.json is the run's configuration, from"]
     lines += ["which the module is built that takes them. The file was read again and compared bit"]
     lines += ["by bit before it appeared. No other library has this part.", ""]
+    if part == WHOLE:
+        lines += ["`jepa-vl eval --model FOLDER`, also with `--task grounding` where words look at"]
+        lines += ["patches, and `jepa-vl report --model FOLDER` read it, `init_from` too.", ""]
     return "\n".join(lines)

@@ -1,5 +1,6 @@
 """Named arrays as one safetensors file, which appears when it is known to be right."""
 
+import json
 import os
 from pathlib import Path
 
@@ -29,12 +30,26 @@ def write(path: Path, tensors: dict[str, Array], metadata: dict[str, str], key: 
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         save_file(tensors, temporary, metadata=metadata)
+        _sort(temporary)
         _compare(temporary, tensors, metadata)
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
         raise ConfigError(key, str(path), f"cannot be written: {error}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _sort(path: Path) -> None:
+    """Puts the metadata in the order of their names, or no two files had the same bytes."""
+    with open(path, "r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) > size:
+            raise OSError("its header is not written as expected")
+        file.seek(8)
+        file.write(text.ljust(size))
 
 
 def _compare(path: Path, tensors: dict[str, Array], metadata: dict[str, str]) -> None:

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jepa_vl import tree
 from jepa_vl.config import Config, ConfigError, flat, resolve, to_dict
 from jepa_vl.report import figures
 from jepa_vl.report.page import Section, render_page
 from jepa_vl.training import goodput, metrics
+from jepa_vl.training.whole import Model
 
 CURVES = {
     "loss and its parts": [
@@ -54,6 +56,11 @@ RankMe that does not fall.
 
 Text gain is measured on fixed held-out images, masks and captions: prediction loss with the \
 captions of another image, minus that with the image's own."""
+
+WITHOUT_RUN = (
+    "Result, Curves and Time, which are of the metrics.jsonl and result.json of a run; a model by "
+    "itself has none. `jepa-vl eval --model` measures it."
+)
 
 
 @dataclass(frozen=True)
@@ -130,9 +137,36 @@ def build(workdir: Path, say: Callable[[str], None]) -> str:
         note = f"Pictures of what was learnt are left out: {error}"
         say(note)
         sections.append(Section("Left out", note))
-    sections.append(_configuration(written))
+    sections.append(_configuration(written.config, written.meta.get("versions", {})))
     title = f"{written.config.objective} on {_data_name(written)}: {workdir.name}"
     return render_page(title, [*_summary(written), *cards], sections, data)
+
+
+def build_model(path: str, model: Model, facts: dict[str, str], say: Callable[[str], None]) -> str:
+    """The page of a model without its run, as HTML.
+
+    Args:
+      path: that names it.
+      model: drawn on the images that its configuration names.
+      facts: more cards.
+      say: receives one line on what a page of its run would have too.
+
+    Raises:
+      ConfigError: its images, or frozen towers, cannot be read.
+    """
+    from jepa_vl.report import pictures
+
+    config = model.config
+    data: dict[str, Any] = {"model": path, "config": to_dict(config)}
+    shown = pictures.draw(config, model.params, model.target, data)
+    say(f"left out: {WITHOUT_RUN}")
+    cards = {
+        "model": path, **facts, "objective": config.objective,
+        "parameters": f"{tree.count(model.params):,}", "images drawn from": config.data.kind,
+        "drawn at": time.strftime("%Y-%m-%d %H:%M"),
+    }  # fmt: skip
+    sections = [*shown, Section("Left out", WITHOUT_RUN), _configuration(config, {})]
+    return render_page(f"{config.objective}: {path}", list(cards.items()), sections, data)
 
 
 def _data_name(written: Written) -> str:
@@ -240,10 +274,8 @@ def _time(written: Written) -> list[Section]:
     return [Section("Time", text, table=(("part", "what it holds", "seconds", "share"), rows))]
 
 
-def _configuration(written: Written) -> Section:
-    values = flat(to_dict(written.config))
-    rows = [[key, json.dumps(value)] for key, value in values.items()]
-    versions = written.meta.get("versions", {})
+def _configuration(config: Config, versions: dict[str, str]) -> Section:
+    rows = [[key, json.dumps(value)] for key, value in flat(to_dict(config)).items()]
     rows += [[f"version of {name}", version] for name, version in versions.items()]
     text = "Every key after overrides and derivation, and the libraries of the run."
     return Section("Configuration", text, table=(("key", "value"), rows))

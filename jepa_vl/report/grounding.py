@@ -55,8 +55,8 @@ def sections(run: Any, data: dict[str, Any]) -> list[Section]:
     draw = functools.partial(
         wordmaps.word_maps,
         run.objective,
-        run.state.params,
-        run.state.target,
+        run.params,
+        run.target,
         run.frozen,
         plan=plan,
         draws=DRAWS,

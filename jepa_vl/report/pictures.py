@@ -17,7 +17,6 @@ from jepa_vl.report.page import Section
 from jepa_vl.schema import MeshConfig
 from jepa_vl.shapes import Array, PyTree
 from jepa_vl.training import checkpoint
-from jepa_vl.training.state import TrainState
 
 MASKED_IMAGES = 4
 QUERIES, NEIGHBOURS = 8, 6
@@ -27,11 +26,11 @@ CANDIDATES = 64  # images that are read to learn their classes
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-    """A checkpoint and its data, on one device."""
+    """A model and its data, on one device: parameters and target are those of a train state."""
 
     config: Config
-    state: TrainState
-    step: int
+    params: PyTree
+    target: PyTree
     objective: Any
     frozen: PyTree
     train: Source
@@ -65,16 +64,30 @@ def sections(workdir: Path, data: dict[str, Any]) -> tuple[list[Section], int]:
       ConfigError: there is no checkpoint, or the data cannot be read.
     """
     config, state, step = checkpoint.load(workdir)
+    return draw(config, state.params, state.target, data), step
+
+
+def draw(config: Config, params: PyTree, target: PyTree, data: dict[str, Any]) -> list[Section]:
+    """Draws a model on the data of its configuration; see :func:`sections`.
+
+    Args:
+      config: resolved.
+      params, target: of a train state.
+      data: receives numbers.
+
+    Raises:
+      ConfigError: the data, or frozen towers, cannot be read.
+    """
     # Control runs too are shown reading the captions that belong to the image.
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, captions="own"))
     train, held_out = sources.open_sources(config)
     objective = objectives.build(config)
     frozen = jax.device_put(objective.load_frozen())
-    run = Loaded(config, state, step, objective, frozen, train, held_out)
+    run = Loaded(config, params, target, objective, frozen, train, held_out)
     out = [_masks(run)] if reads_masks(config) else []
     if getattr(run.objective, "maps_words", False):
         out += grounding.sections(run, data)
-    return [*out, _neighbours(run)], step
+    return [*out, _neighbours(run)]
 
 
 def _rows(batches: list[dict[str, Array]], name: str) -> Array:
@@ -104,7 +117,7 @@ def _neighbours(run: Loaded) -> Section:
     queries = run.spread(QUERIES)
     mesh = sharding.make_mesh(MeshConfig(), jax.local_devices()[:1])
     encode = features.make_encode(run.objective.encoder, mesh)
-    weights = run.objective.encoder_params(run.state.target, run.frozen)
+    weights = run.objective.encoder_params(run.target, run.frozen)
 
     def unit(batches: list[dict[str, Array]]) -> Array:
         images, valid = [b["image"] for b in batches], [b["valid"] for b in batches]

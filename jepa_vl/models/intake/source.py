@@ -4,10 +4,11 @@ import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
 from math import isqrt
+from typing import NamedTuple
 
 import numpy as np
 
-from jepa_vl.config import ConfigError
+from jepa_vl.config import Config, ConfigError
 from jepa_vl.models import vit
 from jepa_vl.models.frozen_vit import VitShape
 from jepa_vl.models.layers import EPS
@@ -27,6 +28,18 @@ class Part:
     rules: Sequence[Rule]
 
 
+class Whole(NamedTuple):
+    """All that a run of ours trains, the encoder among it.
+
+    Attributes:
+      config: resolved, of the run.
+      arrays: reads them, by their names in the train state: ``params/...``, ``target/...``.
+    """
+
+    config: Config
+    arrays: Callable[[], dict[str, Array]]
+
+
 @dataclasses.dataclass(frozen=True)
 class Source:
     """An image encoder that lies in files.
@@ -38,6 +51,7 @@ class Source:
       shape: what it was trained as.
       encoder: its tensors.
       parts: what else there may be, by name: ``predictor``, ``text``.
+      whole: the model that the encoder is a part of; None where files hold an encoder alone.
     """
 
     where: tuple[str, str]
@@ -46,6 +60,7 @@ class Source:
     shape: VitShape
     encoder: Part
     parts: Mapping[str, Part] = dataclasses.field(default_factory=dict)
+    whole: Whole | None = None
 
 
 @dataclasses.dataclass(frozen=True)
