@@ -14,14 +14,24 @@ os.environ["XLA_FLAGS"] = (
 )
 
 
-@pytest.fixture
-def quick_compilation():
-    """For promises that no optimisation of the compiler could break."""
+def _quickly_compiled():
     import jax
 
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture
+def quick_compilation():
+    """For promises that no optimisation of the compiler could break."""
+    yield from _quickly_compiled()
+
+
+@pytest.fixture(scope="module")
+def quick_module():
+    """The same for all of a module, fixtures of its own included."""
+    yield from _quickly_compiled()
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ import json
 import re
 from pathlib import Path
 
-import jax
 import pytest
 
 from jepa_vl.cli import configs
@@ -14,13 +13,8 @@ from jepa_vl.data import sources
 from tests.test_cli import SPREAD, TINY, TRAIN, refused
 from tests.tiny import tiny
 
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """These runs are all compilation; no number of theirs is compared."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+# These runs are all compilation; no number of theirs is compared.
+pytestmark = pytest.mark.usefixtures("quick_module")
 
 
 def preview(what: str, out: Path, *words: str) -> None:

@@ -26,6 +26,9 @@ from jepa_vl.training import state as train_state
 from tests.test_step import Bench, batches
 from tests.tiny import tiny
 
+# For formulas on a few numbers.
+pytestmark = pytest.mark.usefixtures("quick_module")
+
 B, M, K, C, N, S, P, E, D, GRID = 2, 2, 3, 2, 3, 4, 8, 6, 12, 4
 T = K + C
 KINDS = sorted(conditioner.CONDITIONERS.keys() - {"none"})
@@ -34,14 +37,6 @@ WORD_MASK = np.arange(S) < np.array([[4, 2, 1], [3, 3, 4]])[..., None]
 WORDS = Words(
     np.random.default_rng(0).normal(size=(B, N, S, E)).astype(np.float32), WORD_MASK, CAPTION_MASK
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """For formulas on a few numbers."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def randomised(params, spread=0.5):

@@ -22,16 +22,11 @@ from jepa_vl.training.health import CAPTION_ARRAYS, Health
 from tests import towers
 from tests.tiny import tiny
 
+# Outputs are compared with those of the same program alone.
+pytestmark = pytest.mark.usefixtures("quick_module")
+
 MODES = tuple(controls.CONTROLS)
 IMAGES = 24
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """Outputs are compared with those of the same program alone."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 class Named:

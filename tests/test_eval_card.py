@@ -7,7 +7,6 @@ import threading
 import time
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
@@ -18,16 +17,11 @@ from jepa_vl.evaluators.cache import FOLDER
 from jepa_vl.report.card import render
 from tests.test_cli import SPREAD, TRAIN, refused
 
+# These runs are all compilation.
+pytestmark = pytest.mark.usefixtures("quick_module")
+
 KEYS = {"task", "protocol", "metrics", "ci", "baselines", "data_hash", "checkpoint_hash", "seed"}
 TRAINING = ("--config.eval.k=10", "--config.eval.train_images=64", "--config.train.steps=3")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """These runs are all compilation."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")

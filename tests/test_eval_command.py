@@ -18,17 +18,12 @@ from jepa_vl.training.checkpoint import load
 from tests.test_cli import SPREAD, TINY, TRAIN, refused
 from tests.tiny import tiny
 
+# These runs are all compilation.
+pytestmark = pytest.mark.usefixtures("quick_module")
+
 OTHER_NUMBERS = r"^C$|_on$|_spread$|_images$"  # beside the accuracies of the held-out part
 KINDS = ("encoder", "untrained", "pixels")
 TRAINING = ("--config.eval.k=10", "--config.eval.train_images=64", "--config.train.steps=3")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """These runs are all compilation."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")

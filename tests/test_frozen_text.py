@@ -22,15 +22,10 @@ from jepa_vl.training.step import make_step
 from tests import towers
 from tests.tiny import tiny
 
+# Runs are compared with each other; no promise here hangs on the compiler's optimisations.
+pytestmark = pytest.mark.usefixtures("quick_module")
+
 CONFIG = ("--config", "tests/configs_tiny.py")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """Runs are compared with each other; no promise here hangs on the compiler's optimisations."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")

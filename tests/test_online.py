@@ -11,15 +11,10 @@ from jepa_vl.training import online
 from tests.test_cli import SPREAD, TINY, refused
 from tests.tiny import tiny
 
+# These runs are all compilation.
+pytestmark = pytest.mark.usefixtures("quick_module")
+
 STEPS = ("--config.train.steps=3", "--config.eval.train_images=64")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """These runs are all compilation."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def train(objective: str, tasks: str, workdir: Path) -> list[str]:

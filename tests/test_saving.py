@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from jepa_vl.config import ConfigError
+from jepa_vl.evaluators.knn import OnlineKnn
 from jepa_vl.schema import CheckpointConfig
 from jepa_vl.training import keeper, lock, loop, result
 from jepa_vl.training.checkpoint import Checkpoints, load
@@ -239,7 +240,7 @@ def test_a_run_keeps_and_names_the_best_checkpoint_by_the_online_evaluation(
     tmp_path, monkeypatch, compilations, capsys
 ):
     scores = iter([0.1, 0.2, 0.9, 0.4, 0.3])
-    monkeypatch.setattr(loop.OnlineKnn, "run", lambda self, weights: {"knn": next(scores)})
+    monkeypatch.setattr(OnlineKnn, "run", lambda self, weights: {"knn": next(scores)})
     values = {
         "checkpoint.every": 3,
         "eval.every": 2,

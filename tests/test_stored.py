@@ -29,16 +29,11 @@ from tests.test_cli import refused
 from tests.test_damage import cut, delete_meta, flip
 from tests.tiny import tiny
 
+# All compilation here is of initialisation and checksums.
+pytestmark = pytest.mark.usefixtures("quick_module")
+
 ROOT = Path(__file__).parents[1]
 CONFIG = {"objective": "ijepa", "mesh.fsdp": 4, "text.vocabulary": 64}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """All compilation here is of initialisation and checksums."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ import sys
 import threading
 import time
 
-import jax
 import pytest
 
 from jepa_vl.cli.main import main
@@ -24,14 +23,6 @@ SMALL = (
     "--config.checkpoint.every=1", "--config.log.progress=off", "--config.log.tensorboard=false",
     "--config.train.compile_cache=off", "--config.eval.k=3",
 )  # fmt: skip
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """These runs are all compilation; no number of theirs is compared."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def write_data(folder):
@@ -203,6 +194,9 @@ def test_bad_input_is_one_line_and_exit_code_5(tmp_path, capsys):
 WAITING = """
 import signal, sys, time
 from pathlib import Path
+
+# These runs are all compilation; no number of theirs is compared.
+pytestmark = pytest.mark.usefixtures("quick_module")
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(3))
 Path(sys.argv[1]).touch()
 time.sleep(60)

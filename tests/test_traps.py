@@ -23,17 +23,12 @@ from jepa_vl.schema import ConditionerConfig, EncoderConfig, PredictorConfig
 from jepa_vl.training import state as train_state
 from tests.tiny import tiny
 
+# For formulas on a few numbers.
+pytestmark = pytest.mark.usefixtures("quick_module")
+
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
 B, N, S, P, E = 2, 3, 4, 8, 6
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """For formulas on a few numbers."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def normal(*shape, seed=0):

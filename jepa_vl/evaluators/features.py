@@ -43,7 +43,10 @@ def make_encode(encoder: Any, mesh: Mesh, layers: int = 1) -> Encode:
       layers: how many of the last blocks; their features, [B, D] each, lie side by side.
     """
 
-    return over(mesh, lambda params, x: jnp.mean(last(encoder, params, x, layers), axis=1))
+    def pool(params: PyTree, images: Array) -> Array:
+        return jnp.mean(last(encoder, params, images, layers), axis=1)
+
+    return over(mesh, pool)
 
 
 def last(encoder: Any, params: PyTree, images: Array, layers: int) -> Array:
