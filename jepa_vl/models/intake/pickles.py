@@ -45,7 +45,7 @@ def read(file: Path, where: tuple[str, str], branch: str) -> tuple[Named, Named]
 def _load(file: Path, where: tuple[str, str]) -> Mapping[str, Any]:
     if find_spec("torch") is None:
         raise ConfigError(*where, "only torch reads this file (pip install torch); or convert it")
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     try:  # of plain values and tensors, which stay in the file until they are used
         found = torch.load(
@@ -71,7 +71,7 @@ def _reason(error: Exception) -> str:
 
 def _named(tensors: Any, where: tuple[str, str]) -> Named:
     """Readers of the tensors of a state dict, the wrappers' prefixes gone."""
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     if not isinstance(tensors, Mapping):
         raise ConfigError(*where, f"holds a {type(tensors).__name__} in place of tensors by name")
