@@ -12,7 +12,7 @@ from jepa_vl import objectives, sharding
 from jepa_vl.config import ConfigError
 from jepa_vl.data import dense, sources
 from jepa_vl.data.shapes_world import ShapesWorld
-from jepa_vl.evaluators import heads, miou, segmentation
+from jepa_vl.evaluators import heads, miou, segmentation, subject
 from jepa_vl.evaluators.network import Network
 from jepa_vl.training import state as train_state
 from tests.tiny import tiny
@@ -205,3 +205,16 @@ def test_data_without_masks_and_a_lone_image_are_one_line_or_a_number():
     net.held_out.segment_classes = ("background",)
     with pytest.raises(ConfigError, match="other classes"):
         segmentation.Segmentation(net.config, net)
+
+
+def test_raw_pixels_of_patches_are_a_floor():
+    config = tiny(**{"eval.probe_steps": 4})
+    images, mesh = subject.Images(config), subject.local_mesh()
+    floor = subject.pixels(config, images, mesh)
+    assert floor.serves("segmentation") and not floor.serves("finetune")
+    drawn = np.arange(32 * 32 * 3, dtype=np.uint8).reshape(1, 32, 32, 3)
+    found = np.asarray(subject.PatchPixels(8).apply({}, drawn))
+    assert found.shape == (1, 16, 192)
+    np.testing.assert_allclose(found[0, 6], drawn[0, 8:16, 16:24].ravel() / 255, rtol=1e-6)
+    measured, protocol = floor.measure("segmentation")
+    assert 0 <= measured.scores["miou"] <= 1 and "layers" not in protocol

@@ -175,7 +175,7 @@ class Session:
         """Raw pixels."""
         from jepa_vl.evaluators import subject
 
-        return subject.pixels(self.config, self.images)
+        return subject.pixels(self.config, self.images, self.mesh)
 
     def _key(self, task: str, features: str) -> str:
         """Names all that a result depends on beside the checkpoint."""

@@ -63,9 +63,11 @@ class Evaluator(Protocol):
     Attributes:
       protocol: the choices that its numbers depend on, fit for JSON.
       reads: what it is built with: LABELLED, VIEWS, NETWORK or JOINT.
+      of_pixels: of those that read a network: are raw pixels of patches a floor for it?
     """
 
     reads: ClassVar[str] = LABELLED
+    of_pixels: ClassVar[bool] = False
     protocol: dict[str, Any]
 
     def measure(self, params: PyTree) -> Measured:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jepa_vl import sharding
@@ -26,9 +27,10 @@ from jepa_vl.evaluators.base import (
     read_by,
 )
 from jepa_vl.evaluators.cache import Cache
+from jepa_vl.evaluators.network import Network
 from jepa_vl.models.vit import ViT
 from jepa_vl.schema import MeshConfig
-from jepa_vl.shapes import PyTree
+from jepa_vl.shapes import Array, PyTree
 
 POOLING = "mean over all patches"
 TRANSFORM = "short side to image_size, centre square, no augmentation"
@@ -166,8 +168,6 @@ class Bench:
     @functools.cached_property
     def network(self) -> Any:
         """See ``evaluators.network``."""
-        from jepa_vl.evaluators.network import Network
-
         images = self.images
         return Network(self.config, self.model.encoder, self.mesh, *images.parts, images.log)
 
@@ -206,7 +206,23 @@ class Bench:
                        self.protocol)  # fmt: skip
 
 
-def pixels(config: Config, images: Images) -> "Subject":
+class PatchPixels:
+    """In place of an encoder: the raw pixels of each patch."""
+
+    FEATURES = "raw pixels of each patch"
+
+    def __init__(self, patch: int):
+        """``patch``: side of a patch, pixels."""
+        self.patch = patch
+
+    def apply(self, _: PyTree, images: Array) -> Array:
+        """uint8 [B, H, W, 3] -> float32 [B, T, 3 p * p] in [0, 1], row-major patches."""
+        (b, h, w, _three), p = images.shape, self.patch
+        tiles = images.reshape(b, h // p, p, w // p, p, 3).swapaxes(2, 3)
+        return tiles.reshape(b, (h // p) * (w // p), 3 * p * p).astype(jnp.float32) / 255
+
+
+def pixels(config: Config, images: Images, mesh: Mesh) -> "Subject":
     """Raw pixels in place of features."""
 
     def labelled(_: PyTree) -> Features:
@@ -215,9 +231,12 @@ def pixels(config: Config, images: Images) -> "Subject":
     readings = {
         LABELLED: lambda: features.remember(labelled),
         VIEWS: lambda: lambda _: images.views.read(features.pixels),
+        NETWORK: lambda: Network(
+            config, PatchPixels(config.encoder.patch_size), mesh, *images.parts, images.log
+        ),
     }
-    protocol = {"pooling": "16 x 16 boxes, centred by the training mean"}
-    return Subject("pixels", config, images, readings, {}, protocol)
+    protocol = {"pooling": "16 x 16 boxes, centred by the training mean, or patches as they are"}
+    return Subject("pixels", config, images, readings, {NETWORK: {}}, protocol)
 
 
 class Subject:
@@ -243,7 +262,9 @@ class Subject:
 
     def serves(self, task: str) -> bool:
         """Can this evaluator read these features?"""
-        return read_by(task) in self._make
+        reads = read_by(task)
+        of_patches = reads != NETWORK or getattr(REGISTRY[task], "of_pixels", False)
+        return reads in self._make and (self.name != "pixels" or of_patches)
 
     def evaluator(self, task: str) -> Any:
         """The evaluator of a name; nothing is read yet.
