@@ -122,7 +122,7 @@ def _build(schema: type, tree: Any, prefix: str) -> Any:
                 if near
                 else f"; known here: {', '.join(hints)}"
             )
-            raise ConfigError(prefix + name, value, f"no such key{hint}")
+            raise ConfigError(prefix + name or repr(name), value, f"no such key{hint}")
         if dataclasses.is_dataclass(hints[name]):
             values[name] = _build(hints[name], value, f"{prefix}{name}.")  # pyright: ignore[reportArgumentType]
         else:
