@@ -16,6 +16,9 @@ from studies import rsicd
 from tests.test_sources import cache as cache
 from tests.test_sources import sample, write_tar
 
+# These runs are all compilation; no number of theirs is compared.
+pytestmark = pytest.mark.usefixtures("quick_module")
+
 SMALL = (
     "--config.encoder.image_size=32", "--config.encoder.depth=1", "--config.predictor.depth=1",
     "--config.masks.context_tokens=0", "--config.train.batch_size=8", "--config.text.captions=1",
@@ -195,8 +198,6 @@ WAITING = """
 import signal, sys, time
 from pathlib import Path
 
-# These runs are all compilation; no number of theirs is compared.
-pytestmark = pytest.mark.usefixtures("quick_module")
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(3))
 Path(sys.argv[1]).touch()
 time.sleep(60)
