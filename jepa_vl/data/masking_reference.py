@@ -23,7 +23,6 @@ Size = tuple[int, int]  # height, width
 Range = tuple[float, float]
 
 
-@functools.lru_cache(maxsize=512)
 @functools.lru_cache(maxsize=1024)
 def block_cells(height: int, width: int, grid: int) -> Array:
     """int32 [h * w], read-only: row-major cells of a block at the top left."""
