@@ -3,16 +3,14 @@
 One that is part of a model of ours serves what reads the text side too.
 """
 
-import dataclasses
 import functools
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jepa_vl.cli import configs
 from jepa_vl.cli.eval_card import Card
-from jepa_vl.cli.eval_session import Request, Session, with_data
+from jepa_vl.cli.eval_session import Request, Session
 from jepa_vl.config import Config, defaults, resolve
 
 OPTION = "--model"
@@ -51,25 +49,20 @@ class ModelSession(Session):
         self.request = request
         self.source = intake.open_source(request.model, OPTION, request.branch)
         config = described(self.source.shape)
-        seed = config.seed if request.seed is None else request.seed
+        seed = config.seed
         joint = [task for task in request.tasks if read_by(task) == JOINT]
         self.model = whole.load(self.source, joint[0]) if joint else None
         if self.model is not None:
             config = whole.on_scenes(self.model.config)
-        config = config if request.data is None else with_data(config, request.data)
-        config = configs.change(config, request.overrides)
-        self.mesh = subject.local_mesh()
-        config = subject.for_devices(config, self.mesh)
-        self.config = dataclasses.replace(config, seed=seed)
+        config = self._configure(config, seed)
         module = intake.build(self.source)
         self.params = intake.load(self.source, module)
-        self.images = subject.Images(self.config)
         model = subject.Model(module, {})
         if self.model is not None:  # its towers are those of its own seed
             objective = objectives.build(config)
             frozen = sharding.place(objective.load_frozen(), self.mesh)
             model = subject.Model(module, frozen, objective)
-        self.bench = subject.Bench(self.config, model, self.images, self.mesh, request.layers)
+        self._open(model)
 
     def card(self, tasks: Sequence[str]) -> Card:
         """Measures what the card has not yet."""
@@ -95,20 +88,16 @@ class ModelSession(Session):
             "workdir": name_of(request.model), "model": request.model, "kind": self.source.kind,
             "fingerprint": self._fingerprint, "step": step,
             "branch": self.source.branch or "only", "layers": request.layers,
-            "objective": self.source.kind, "config_hash": meta["config_hash"],
-            "checkpoint_hash": digest, "git": meta["git"], "versions": meta["versions"],
+            "objective": self.source.kind, "checkpoint_hash": digest,
+            **{key: meta[key] for key in ("config_hash", "git", "versions")},
         }  # fmt: skip
 
     def _subject(self, name: str, state: Any, digest: str) -> Any:
         from jepa_vl import sharding
-        from jepa_vl.evaluators.cache import Cache
         from jepa_vl.evaluators.subject import Weights
 
         weights = Weights(sharding.place(state, self.mesh), self._joint(), digest)
-        cache = Cache() if self.request.cached else None
-        subject = self.bench.subject(name, weights, cache)
-        subject.protocol = {"branch": self.source.branch or "only", **subject.protocol}
-        return subject
+        return self._read_through(name, weights, self.source.branch or "only")
 
     def _joint(self) -> Any:
         """(params, target) of the whole model, where a task reads it."""

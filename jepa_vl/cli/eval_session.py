@@ -86,18 +86,44 @@ class Session:
         from jepa_vl.evaluators import subject
 
         self.trained, self.request = trained, request
-        config = trained if request.data is None else with_data(trained, request.data)
-        config = configs.change(config, request.overrides)
-        mesh = self.mesh = subject.local_mesh()
-        config = subject.for_devices(config, mesh)
-        # Of the images and of what the protocols draw; towers are those of the run's own seed.
-        seed = config.seed if request.seed is None else request.seed
-        self.config = dataclasses.replace(config, seed=seed)
+        config = self._configure(trained, trained.seed)
+        # Towers are those of the run's own seed.
         self.objective = objectives.build(config)
-        self.frozen = sharding.place(self.objective.load_frozen(), mesh)
-        model = subject.Model(self.objective.encoder, self.frozen, self.objective)
+        self.frozen = sharding.place(self.objective.load_frozen(), self.mesh)
+        self._open(subject.Model(self.objective.encoder, self.frozen, self.objective))
+
+    def _configure(self, config: Config, seed: int) -> Config:
+        """The configuration as it was asked for; ``seed``: unless another one was asked for.
+
+        That of the images, and of what the protocols draw, becomes :attr:`config`.
+        """
+        from jepa_vl.evaluators import subject
+
+        request = self.request
+        config = config if request.data is None else with_data(config, request.data)
+        config = configs.change(config, request.overrides)
+        self.mesh = subject.local_mesh()
+        config = subject.for_devices(config, self.mesh)
+        chosen = seed if request.seed is None else request.seed
+        self.config = dataclasses.replace(config, seed=chosen)
+        return config
+
+    def _open(self, model: Any) -> None:
+        """What reads the images through a model."""
+        from jepa_vl.evaluators import subject
+
         self.images = subject.Images(self.config)
-        self.bench = subject.Bench(self.config, model, self.images, mesh, request.layers)
+        layers = self.request.layers
+        self.bench = subject.Bench(self.config, model, self.images, self.mesh, layers)
+
+    def _read_through(self, name: str, weights: Any, branch: str) -> Any:
+        """One kind of features of the model."""
+        from jepa_vl.evaluators.cache import Cache
+
+        cache = Cache() if self.request.cached else None
+        subject = self.bench.subject(name, weights, cache)
+        subject.protocol = {"branch": branch, **subject.protocol}
+        return subject
 
     def evaluate(self, state: Any, step: int, tasks: Sequence[str]) -> Card:
         """Measures a checkpoint; what its card has already is not measured again.
@@ -129,15 +155,13 @@ class Session:
         meta = provenance(trained)
         return {
             "workdir": request.workdir.resolve().name, "step": step, "branch": request.branch,
-            "layers": request.layers, "objective": trained.objective,
-            "config_hash": meta["config_hash"], "checkpoint_hash": digest,
-            "git": meta["git"], "versions": meta["versions"],
+            "layers": request.layers, "objective": trained.objective, "checkpoint_hash": digest,
+            **{key: meta[key] for key in ("config_hash", "git", "versions")},
         }  # fmt: skip
 
     def _subject(self, name: str, state: Any, digest: str) -> Any:
         from jepa_vl import sharding
         from jepa_vl.evaluators.base import JOINT, read_by
-        from jepa_vl.evaluators.cache import Cache
         from jepa_vl.evaluators.subject import Weights
 
         branch, followed = self.request.branch, self.objective.target_of(state.params)
@@ -145,11 +169,7 @@ class Session:
         encoder = sharding.place(self.objective.encoder_params(target, self.frozen), self.mesh)
         text = any(read_by(task) == JOINT for task in self.request.tasks)
         whole = sharding.place((state.params, target), self.mesh) if text else None
-        weights = Weights(encoder, whole, f"{digest} {branch}")
-        cache = Cache() if self.request.cached else None
-        subject = self.bench.subject(name, weights, cache)
-        subject.protocol = {"branch": branch, **subject.protocol}
-        return subject
+        return self._read_through(name, Weights(encoder, whole, f"{digest} {branch}"), branch)
 
     def _floors(self, task: str, step: int) -> list[Any]:
         """What a number of the encoder stands beside."""

@@ -27,12 +27,9 @@ class Captioning(Measures):
     def __init__(self, config: Config, network: Network):
         """Of the configuration ``eval.decoder_*``, ``eval.beam`` and the seed are read."""
         self.config, self.network = config, network
-        evaluation = config.eval
         self.protocol: dict[str, Any] = {
-            "decoder": f"{evaluation.decoder_layers} blocks of width {Decoder.width} that read all "
-            f"patches of the last layer; AdamW {decoding.RATE}, warm-up {decoding.WARMUP}, cosine, "
-            f"{evaluation.decoder_steps} steps of {evaluation.decoder_batch} captions",
-            "search": f"beam {evaluation.beam}, by mean log-probability",
+            "decoder": decoding.protocol(config, "captions"),
+            "search": f"beam {config.eval.beam}, by mean log-probability",
             "words": f"lower case, without punctuation, at most {decoding.LENGTH - 2}",
             "score": "CIDEr-D, document frequencies of the references measured on",
             "interval": WORDS,

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from jepa_vl.config import Config
-from jepa_vl.data import faults, pipeline, transforms
+from jepa_vl.data import faults, transforms
 from jepa_vl.data.sources import Record, Source
 from jepa_vl.evaluators.base import Features
 from jepa_vl.evaluators.network import Network
@@ -56,8 +56,7 @@ def read(network: Network, embed: Callable[[Array], Array]) -> Cropped:
       ConfigError: a part has no labelled image, or none that can be read.
     """
     reader, count = network.labelled, network.config.eval.crops
-    parts = [reader.read_part(part, embed, pipeline.centred) for part in (0, 1)]
-    centres = Features(*parts[0], *parts[1])
+    centres = reader.read(embed)
     looks = [functools.partial(crop, view) for view in range(count)]
     views = [reader.read_part(0, embed, look)[0] for look in looks] or [centres.train]
     return Cropped(np.stack(views, axis=1), centres)

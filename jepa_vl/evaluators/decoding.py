@@ -33,6 +33,16 @@ class Part(NamedTuple):
     indices: list[int]
 
 
+def protocol(config: Config, what: str) -> str:
+    """The decoder and how it is trained, in words; ``what``: a step is made of."""
+    e = config.eval
+    return (
+        f"{e.decoder_layers} blocks of width {Decoder.width} that read all patches of the last "
+        f"layer; AdamW {RATE}, warm-up {WARMUP}, cosine, {e.decoder_steps} steps of "
+        f"{e.decoder_batch} {what}"
+    )
+
+
 def reader(network: Network) -> Joint:
     """Reads images with what is said of them; no text side is used."""
     sources = network.train, network.held_out

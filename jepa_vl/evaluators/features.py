@@ -15,7 +15,7 @@ from jepa_vl.config import Config, ConfigError
 from jepa_vl.data import faults, pipeline
 from jepa_vl.data.sources import Record, Source, labelled_indices
 from jepa_vl.evaluators.base import Extract, Features
-from jepa_vl.models.vit import last_layers
+from jepa_vl.models.vit import ViT, last_layers
 from jepa_vl.shapes import Array, PyTree
 from jepa_vl.sharding import batch_sharding, replicated
 
@@ -54,6 +54,11 @@ def last(encoder: Any, params: PyTree, images: Array, layers: int) -> Array:
     if layers == 1:
         return encoder.apply({"params": params}, images)
     return last_layers(encoder, params, images, layers)
+
+
+def readable(encoder: Any) -> int:
+    """Blocks whose features can be read: all of a ViT, the last one of other encoders."""
+    return encoder.depth if isinstance(encoder, ViT) else 1
 
 
 def over(mesh: Mesh, read: Callable[[PyTree, Array], Array]) -> Encode:
@@ -169,11 +174,8 @@ class Reader:
         Raises:
           ConfigError: no image of a part can be read.
         """
-        arrays: list[Array] = []
-        for batches in self._batches():
-            rows = [(np.asarray(embed(x))[: len(labels)], labels) for x, labels in batches]
-            arrays += [np.concatenate(column) for column in zip(*rows, strict=True)]
-        return Features(*arrays)
+        train, held_out = (_embedded(batches, embed) for batches in self._batches())
+        return Features(*train, *held_out)
 
     def left_out(self) -> list[list[int]]:
         """Indices of both parts that could not be read, as far as they have been read."""
@@ -184,7 +186,9 @@ class Reader:
         for bad, more in zip(self._bad, indices, strict=True):
             bad.update(more)
 
-    def read_part(self, part: int, embed: Callable[[Array], Array], look: Look) -> tuple:
+    def read_part(
+        self, part: int, embed: Callable[[Array], Array], look: Look
+    ) -> tuple[Array, Array]:
         """Features and labels of one part, float [n, X] and int [n], images as ``look`` has them.
 
         Args:
@@ -195,9 +199,7 @@ class Reader:
         Raises:
           ConfigError: no image of the part can be read.
         """
-        batches = self._read_part(part, look)
-        rows = [(np.asarray(embed(x))[: len(labels)], labels) for x, labels in batches]
-        return tuple(np.concatenate(column) for column in zip(*rows, strict=True))
+        return _embedded(self._read_part(part, look), embed)
 
     def describe(self) -> dict[str, Any]:
         """Which images these are: for each part its name, fingerprint and number of images.
@@ -221,6 +223,13 @@ class Reader:
             for indices, bad in zip(self.indices, self._bad, strict=True)
         ]
         return data_hash(zip(self.parts, used, strict=True))
+
+
+def _embedded(batches: Iterable[Batch], embed: Callable[[Array], Array]) -> tuple[Array, Array]:
+    """Features and labels of a part's images, without the repeats at its end."""
+    rows = [(np.asarray(embed(x))[: len(labels)], labels) for x, labels in batches]
+    found, labels = (np.concatenate(column) for column in zip(*rows, strict=True))
+    return found, labels
 
 
 def data_hash(parts: Iterable[tuple[Source, list[int]]]) -> str:

@@ -13,7 +13,6 @@ from jepa_vl.config import Config, ConfigError
 from jepa_vl.data import faults
 from jepa_vl.data.sources import Source
 from jepa_vl.evaluators import features
-from jepa_vl.models.vit import ViT
 from jepa_vl.shapes import Array, PyTree
 
 
@@ -113,4 +112,4 @@ class Network:
     @property
     def depth(self) -> int:
         """Blocks whose features can be read: all of a ViT, the last one of other encoders."""
-        return self.encoder.depth if isinstance(self.encoder, ViT) else 1
+        return features.readable(self.encoder)

@@ -28,7 +28,6 @@ from jepa_vl.evaluators.base import (
 )
 from jepa_vl.evaluators.cache import Cache
 from jepa_vl.evaluators.network import Network
-from jepa_vl.models.vit import ViT
 from jepa_vl.schema import MeshConfig
 from jepa_vl.shapes import Array, PyTree
 
@@ -98,6 +97,9 @@ class Images:
         """The sources with the captions that the objective reads."""
         return self._parts or open_sources(self.config)
 
+    def _read_by(self, reads: str) -> Parts:
+        return self.captioned if reads == JOINT else self.parts
+
     @functools.cached_property
     def reader(self) -> features.Reader:
         """The labelled images."""
@@ -115,8 +117,7 @@ class Images:
         if reads == VIEWS:
             return self.views.data_hash()
         counts = self.config.eval.train_images, self.config.eval.val_images
-        parts = self.captioned if reads == JOINT else self.parts
-        told = repr(([part.fingerprint for part in parts], counts, self.config.seed))
+        told = repr(([part.fingerprint for part in self._read_by(reads)], counts, self.config.seed))
         return hashlib.sha256(told.encode()).hexdigest()[:16]
 
     def describe(self, reads: str) -> dict[str, Any]:
@@ -125,7 +126,7 @@ class Images:
             return self.views.describe()
         if reads == LABELLED:
             return {**self.reader.describe(), "classes": len(self.parts[0].classes)}
-        parts = self.captioned if reads == JOINT else self.parts
+        parts = self._read_by(reads)
         return {
             name: {"name": part.name, "fingerprint": part.fingerprint, "images": len(part)}
             for name, part in zip(("train", "held_out"), parts, strict=True)
@@ -157,7 +158,7 @@ class Bench:
         Raises:
           ConfigError: the encoder has not so many.
         """
-        most = model.encoder.depth if isinstance(model.encoder, ViT) else 1
+        most = features.readable(model.encoder)
         if layers > most:
             raise ConfigError("--layers", layers, f"at most {most}, the blocks that can be read")
         self.config, self.model, self.images, self.mesh = config, model, images, mesh

@@ -63,11 +63,8 @@ class Vqa(Measures):
             rule = "questions and answers are read of data.kind 'vqa' alone"
             raise ConfigError("data.kind", config.data.kind, rule)
         self.config, self.network = config, network
-        evaluation = config.eval
         self.protocol: dict[str, Any] = {
-            "decoder": f"{evaluation.decoder_layers} blocks of width {Decoder.width} that read all "
-            f"patches of the last layer; AdamW {decoding.RATE}, warm-up {decoding.WARMUP}, cosine, "
-            f"{evaluation.decoder_steps} steps of {evaluation.decoder_batch} questions",
+            "decoder": decoding.protocol(config, "questions"),
             "answers": f"the {ANSWERS} commonest of the training part, as classes",
             "accuracy": "VQA's: min(1, people who said so / 3), leaving each one out",
             "exact_match": "with the answer that most people gave",
