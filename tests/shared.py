@@ -3,7 +3,11 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
+
+from jepa_vl.data.transforms import centre_crop
 
 
 def shared(relative: str) -> Path:
@@ -20,3 +24,10 @@ def shared(relative: str) -> Path:
     if os.environ.get("CI"):
         pytest.fail(reason)
     pytest.skip(reason)
+
+
+def photographs(size, count=4):
+    """COCO's, cropped as evaluation crops them: uint8 [n, size, size, 3]."""
+    files = sorted(shared("data/coco/images").glob("*.jpg"))[:count]
+    crops = [centre_crop(np.asarray(Image.open(file).convert("RGB")), size) for file in files]
+    return np.stack(crops)

@@ -2,23 +2,14 @@
 
 import numpy as np
 import pytest
-from PIL import Image
 from safetensors.numpy import load_file
 
 from jepa_vl.cli.main import main
-from jepa_vl.data.transforms import centre_crop
 from jepa_vl.export import write
 from tests import exports, towers
-from tests.shared import shared
+from tests.shared import photographs
 
 torch = pytest.importorskip("torch")
-
-
-def photographs(size, count=4):
-    """COCO's, cropped as evaluation crops them: uint8 [n, size, size, 3]."""
-    files = sorted(shared("data/coco/images").glob("*.jpg"))[:count]
-    crops = [centre_crop(np.asarray(Image.open(f).convert("RGB")), size) for f in files]
-    return np.stack(crops)
 
 
 @pytest.mark.parametrize("size", [224, 160])
