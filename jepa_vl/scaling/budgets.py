@@ -1,7 +1,4 @@
-"""What follows from compute budgets: best sizes by parabolas, the envelope, a saturating law.
-
-Compute is size * data up to a factor wherever no other measure is given: enough for exponents.
-"""
+"""What follows from compute budgets: best sizes by parabolas, the envelope, a saturating law."""
 
 from typing import NamedTuple
 
@@ -62,8 +59,8 @@ class PowerLaw(NamedTuple):
 
 
 def compute_of(points: Points) -> Array:
-    """Size * data of each point."""
-    return points.size * points.data
+    """Of each point: FLOPs where they are known, else size * data, enough for exponents."""
+    return points.compute
 
 
 def budgets(compute: Array) -> list[Budget]:

@@ -21,6 +21,7 @@ class Points(NamedTuple):
       loss: float64 [n], what the law predicts, above 0.
       run: int64 [n], rows of one run have one number; they are resampled together.
       weight: float64 [n], 1 / variance of the loss, up to a factor.
+      compute: float64 [n], FLOPs, or size * data where nothing better is known.
     """
 
     size: Array
@@ -28,6 +29,7 @@ class Points(NamedTuple):
     loss: Array
     run: Array
     weight: Array
+    compute: Array
 
     def keep(self, rows: Array) -> "Points":
         """Those of a mask or of indices; runs are numbered anew."""
@@ -73,16 +75,20 @@ def points(
     loss: Array,
     run: Array | None = None,
     weight: Array | None = None,
+    compute: Array | None = None,
 ) -> Points:
     """Checked columns, float64 [n]; each row is a run of its own unless ``run`` says otherwise.
+
+    Without ``compute`` it is size * data, which is right up to a factor where FLOPs are 6 N D.
 
     Raises:
       ConfigError: a number is not finite or not above 0, columns differ in length, or there are
         fewer than 6 rows, or fewer than 3 sizes or amounts of data.
     """
     columns = {"size": size, "data": data, "loss": loss}
-    if weight is not None:
-        columns["weight"] = weight
+    for name, given in (("weight", weight), ("compute", compute)):
+        if given is not None:
+            columns[name] = given
     arrays = {name: np.asarray(x, np.float64) for name, x in columns.items()}
     count = len(arrays["loss"])
     for name, x in arrays.items():
@@ -98,9 +104,9 @@ def points(
         if different < DIFFERENT:
             raise ConfigError(f"different values of {name}", different, f"at least {DIFFERENT}")
     runs = np.arange(count) if run is None else _numbered(run)
-    return Points(
-        arrays["size"], arrays["data"], arrays["loss"], runs, arrays.get("weight", np.ones(count))
-    )
+    size, data = arrays["size"], arrays["data"]
+    weights = arrays.get("weight", np.ones(count))
+    return Points(size, data, arrays["loss"], runs, weights, arrays.get("compute", size * data))
 
 
 def read_csv(path: Path, size: str, data: str, loss: str, run: str = "") -> Points:
