@@ -46,12 +46,12 @@ def images(count=3, size=32):
     return np.random.default_rng(1).integers(0, 256, (count, size, size, 3)).astype(np.uint8)
 
 
-def save_run(workdir, step=6, place=lambda state: state):
+def save_run(workdir, step=6, place=lambda state: state, **overrides):
     """A workdir whose checkpoint holds one random encoder as context, another one as target.
 
     ``place`` puts the state where the devices of a mesh would have it.
     """
-    c = config()
+    c = config(**overrides)
     params, target = (jax.tree.map(jnp.asarray, nested(random_params(c, s))) for s in (1, 2))
     number = jnp.asarray(step, jnp.int32)
     state = TrainState(

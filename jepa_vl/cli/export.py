@@ -2,23 +2,20 @@
 
 import argparse
 import dataclasses
+import functools
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from jepa_vl.cli import checkpoints
 from jepa_vl.cli.configs import Override
 from jepa_vl.cli.train import writable
-from jepa_vl.config import ConfigError, one_of, resolve
-from jepa_vl.shapes import Array
+from jepa_vl.config import Config, ConfigError, one_of, resolve
 
 BRANCHES = ("target", "context")
 ENCODER = "encoder"
-IMAGES = 8
 DIFFERS = 1
 
 
@@ -39,7 +36,10 @@ def run(args: argparse.Namespace, overrides: Sequence[Override]) -> int:
     if not args.out:
         raise ConfigError("--out", "", "give DIR: folder to write")
     out = writable("--out", args.out)
+    if out.exists():
+        raise ConfigError("--out", args.out, "is there already; name a new folder")
     part = args.part or ENCODER
+    from jepa_vl.cli import export_images
     from jepa_vl.export import FORMATS, parts, process, write
     from jepa_vl.training import stored
 
@@ -50,23 +50,26 @@ def run(args: argparse.Namespace, overrides: Sequence[Override]) -> int:
     form = FORMATS[args.format]
     process.require(args.format, form.needs, form.extra)
     if args.model:
-        encoder = _imported(args.model, branch)
+        encoder, held_out = _imported(args.model, branch), None
         what = args.model
     else:
         workdir, step = checkpoints.folder("--workdir", args.workdir), checkpoints.step(args)
         one = stored.find(workdir, step)
         with checkpoints.readable(workdir):
             encoder = _encoder(one, branch, workdir)
-        what = f"step {one.step}"
+        what, held_out = f"step {one.step}", functools.partial(_held_out, encoder.config)
+    shown = export_images.choose(encoder.config, args.images, held_out)
+    facts = {**encoder.facts, "compared_on": shown.words}
+    encoder = dataclasses.replace(encoder, facts=facts)
     try:
-        told = write.export(encoder, args.format, out, _images(encoder.config.encoder.image_size))
+        told = write.export(encoder, args.format, out, shown.images)
     except write.Differs as error:
         print(f"jepa-vl: error: {args.format}: {error}; nothing was left", file=sys.stderr)
         return DIFFERS
     versions = ", ".join(f"{name} {version}" for name, version in told.versions.items())
     print(
         f"{what}, {encoder.facts['branch']} encoder, {args.format}\n"
-        f"features of {IMAGES} images by {versions}: largest difference {told.largest:.3g}, mean "
+        f"features of {shown.words} by {versions}: largest difference {told.largest:.3g}, mean "
         f"{told.mean:.3g} (largest feature {told.scale:.3g})\n{out}"
     )
     return 0
@@ -117,7 +120,6 @@ def _encoder(one: Any, branch: str, workdir: Path) -> Any:
         **_facts(one),
         "images": one.step * one.data["global_batch"],
         "branch": branch,
-        "compared_on": f"{IMAGES} drawn scenes (the built-in shapes_world)",
         "results": _results(workdir, one.step, branch),
     }
     return base.Encoder(config, params, facts)
@@ -137,18 +139,16 @@ def _imported(model: str, branch: str) -> Any:
     facts = {
         "origin": f"{Path(model).name} ({source.kind}), fingerprint {content}",
         "branch": source.branch or "unknown",
-        "compared_on": f"{IMAGES} drawn scenes (the built-in shapes_world)",
         "results": [],
     }
     return base.Encoder(config, params, facts)
 
 
-def _images(size: int) -> Array:
-    """Scenes that are drawn everywhere alike: uint8 [n, H, W, 3]."""
-    from jepa_vl.data.shapes_world import ShapesWorld
+def _held_out(config: Config) -> Any:
+    """The held-out source of a run; captions need not be there."""
+    from jepa_vl.evaluators.subject import Images
 
-    scenes = ShapesWorld(0, IMAGES, size, "val")
-    return np.stack([scenes[i]["image"] for i in range(IMAGES)])
+    return Images(config).parts[1]
 
 
 def _results(workdir: Path, step: int, branch: str) -> list[dict[str, Any]]:

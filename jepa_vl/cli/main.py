@@ -63,6 +63,7 @@ SHAPES = {  # what the option's value stands for, and its help
     "--step-seconds": ("X", ""),
     "--profile": ("FIRST:LAST", ""),
     "--part": ("PART", ""),
+    "--images": ("FOLDER", ""),
     "--proof": ("", ""),  # a switch
     "--reference": ("DIR", ""),
     "--supervise": ("", ""),  # a switch
@@ -237,6 +238,8 @@ VERBS = {
         format="",
         branch="target (default), the EMA encoder, or context, the trained one",
         step="of the checkpoint (default: the newest)",
+        images="compare on the images in it (default: held-out images of the run or, where they "
+        "cannot be read, drawn scenes)",
         out="folder to write, a new one",
     ),
     **SCALING,

@@ -38,7 +38,7 @@ class ClassFolderSource(Catalogued):
         found = Catalogue((), "label", key)
         for folder in sorted(os.listdir(self.root)):
             if not folder.startswith("."):
-                for image in _images(self.root / folder):
+                for image in images_below(self.root / folder):
                     name = f"{folder}/{image}"
                     found.add(name, {"label": folder}, name)
         if not found.keys:
@@ -61,7 +61,7 @@ class ClassFolderSource(Catalogued):
         return self._record(index, image, [])
 
 
-def _images(folder: Path) -> list[str]:
+def images_below(folder: Path) -> list[str]:
     """Relative paths of the images in a folder and below, sorted."""
     found = []
     for place, folders, names in os.walk(folder):
