@@ -226,7 +226,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", default="", help="folder of tars or with captions.jsonl")
-    parser.add_argument("--make", default="64x500x375", help="IMAGESxWIDTHxHEIGHT to make instead")
+    made = "IMAGESxWIDTHxHEIGHT to make instead"
+    parser.add_argument("--make", default="2000x500x375", help=made)
     parser.add_argument("--sizes", default="224,96", help="sides of the crops, pixels")
     for name, value in (
         ("workers", 2), ("prefetch", 4), ("batch", 32), ("batches", 40), ("warmup", 2),

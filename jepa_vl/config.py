@@ -136,8 +136,8 @@ def _typed(name: str, value: Any, hint: type) -> Any:
             return float(value)
         except OverflowError:
             raise ConfigError(name, value, "must be finite") from None
-    if hint is tuple and isinstance(value, list):
-        value = tuple(value)
+    if hint is tuple and isinstance(value, tuple | list):
+        value = _tuples(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         raise ConfigError(name, value, f"must be {hint.__name__}, not {type(value).__name__}")
     if isinstance(value, tuple) and not _plain(value):
@@ -145,8 +145,13 @@ def _typed(name: str, value: Any, hint: type) -> Any:
     return value
 
 
+def _tuples(value: Any) -> Any:
+    """Lists become tuples at every depth: a file of JSON reads back as what was written."""
+    return tuple(map(_tuples, value)) if isinstance(value, tuple | list) else value
+
+
 def _plain(value: Any) -> bool:
-    if isinstance(value, tuple | list):
+    if isinstance(value, tuple):
         return all(map(_plain, value))
     return isinstance(value, str | int | float)
 
@@ -339,9 +344,9 @@ def _check_meaning(config: Config) -> None:
             raise ConfigError(name, values[name], "0 <= value < 1")
     for name, upper in RANGES.items():
         _check_range(name, values[name], upper)
-    for name in ("init_parts", "init_allow"):
-        if not all(isinstance(word, str) and word for word in getattr(config, name)):
-            raise ConfigError(name, getattr(config, name), "holds names alone")
+    for name in ("init_parts", "init_allow", "eval.tasks"):
+        if not all(isinstance(word, str) and word for word in values[name]):
+            raise ConfigError(name, values[name], "holds names alone")
     if config.init_from and config.objective not in TRAINS_IMAGES:
         rule = f"empty with objective {config.objective!r}, which trains no image encoder"
         raise ConfigError("init_from", config.init_from, rule)

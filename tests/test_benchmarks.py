@@ -17,6 +17,7 @@ SPREAD = {"median", "min", "max", "all"}
 
 def run(script: str, out: Path, options: dict) -> dict:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"  # promises here are not of speed
     args = [f"--{name}={value}" for name, value in {**options, "out": out}.items()]
     command = [sys.executable, str(ROOT / "benchmarks" / script), *args]
     subprocess.run(command, check=True, env=environment, timeout=120, cwd=out.parent)
@@ -116,7 +117,7 @@ def test_a_run_tells_how_long_it_waits_for_data(tmp_path, monkeypatch, quick_com
 
 
 def test_the_cost_of_a_checkpoint_is_told_beside_a_step(tmp_path):
-    small = {"variant": "", "batch": 8, "repeats": 2, "saves": 10}
+    small = {"variant": "", "batch": 8, "repeats": 2, "saves": 4}
     found = run("checkpoints.py", tmp_path / "out.json", small)
     for name in ("blocking", "steps_beside", "amortised"):
         assert found[name].keys() == SPREAD and len(found[name]["all"]) == 2
@@ -125,5 +126,5 @@ def test_the_cost_of_a_checkpoint_is_told_beside_a_step(tmp_path):
         found["blocking"]["all"], seconds["save"]["all"], seconds["step"]["all"], strict=True
     ):
         assert share == pytest.approx(save / step)
-    assert [number for number, _ in found["memory"]["mib"]] == list(range(1, 11))
+    assert [number for number, _ in found["memory"]["mib"]] == list(range(1, 5))
     assert found["state_mb"] > 0.1

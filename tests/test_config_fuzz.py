@@ -179,6 +179,7 @@ FOUND = [
     ("train.steps", 2**31, "from -2147483647 to 2147483647"),
     ("data.crop_ratio", (1, HUGE), "from -2147483647"),
     ("data.crop_ratio", (None, 1), "holds words or numbers alone"),
+    ("eval.tasks", ([0.1, 0.2], 1), "holds names alone"),
     ("data.path", "a\nb", "without control characters"),
     ("text.path", "x" * 5000, "has 5000 letters"),
     ("frozen.image", "x" * 300, "a name in it has 300 bytes"),
