@@ -38,7 +38,7 @@ LAW = {
     "report": {"shapes", "tree", "schema", "config", "sharding", "models", "data", "objectives",
                "evaluators", "training"},
     "export": {"shapes", "tree", "schema", "config", "models"},
-    "scaling": {"shapes", "config"},
+    "scaling": {"shapes", "schema", "config"},
     "cli": {"", "shapes", "tree", "schema", "config", "sharding", "models", "data", "objectives",
             "evaluators", "training", "report", "export", "scaling", "hardware", "kinds",
             "pretrained"},

@@ -42,6 +42,7 @@ SHAPES = {  # what the option's value stands for, and its help
     "--watch": ("", ""),  # a switch
     "--again": ("", ""),  # a switch
     "--no-cache": ("", ""),  # a switch
+    "--study": ("FILE", "Python file with get_study(): arms, sizes, budgets, seeds and rules"),
     "--csv": ("FILE", "table to read, with a header"),
     "--size": ("COLUMN", "of sizes, parameters say"),
     "--data": ("COLUMN", "of what was seen, images or tokens"),

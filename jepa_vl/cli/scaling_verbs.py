@@ -3,6 +3,18 @@
 from jepa_vl.cli.verb import Verb
 
 VERBS = {
+    "scaling plan": Verb(
+        "which sizes at which budgets, for how many steps",
+        "Reads a study file: arms, sizes, budgets in FLOPs, seeds, and rules for batch, learning\n"
+        "rate, EMA and warm-up. Counts the FLOPs of each size, and prints which points would run\n"
+        "for how long and which are refused, and why. Trains nothing. With --out the plan is\n"
+        "stored for `jepa-vl scaling run`, and a ledger that lies there moves the best sizes.",
+        "jepa-vl scaling plan --study studies/scaling.py --out runs/scaling",
+        study="",
+        out="folder of the study: plan.json is written, ledger.jsonl read",
+        topology="also compile each size for it: what does not fit is refused, chip-hours counted",
+        json="file to write",
+    ),
     "scaling fit": Verb(
         "fit a scaling law to a table",
         "L(N, D) = E + A / N^alpha + B / D^beta, of a CSV file with a header, a row a\n"

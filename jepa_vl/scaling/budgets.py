@@ -97,6 +97,15 @@ def best_sizes(points: Points) -> list[Best]:
     return [best for best in found if best is not None and best.inside]
 
 
+def power_of(best: list[Best]) -> PowerLaw:
+    """N* of compute through the minima of budgets: above 0 it grows with -exponent.
+
+    Raises:
+      ConfigError: fewer than two budgets.
+    """
+    return straight(np.array([one.compute for one in best]), np.array([one.size for one in best]))
+
+
 def straight(x: Array, y: Array) -> PowerLaw:
     """Least squares of log y against log x.
 

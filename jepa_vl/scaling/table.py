@@ -68,7 +68,8 @@ def arms(rows: Sequence[Row]) -> list[str]:
 
 def size_of(row: Row) -> float:
     """Parameters of the encoder: what is kept of a run, and what features come from."""
-    return float(row["parameters"]["encoder"])
+    parts = row["parameters"]
+    return float(parts.get("encoder") or sum(parts.values()))
 
 
 def points(rows: Sequence[Row], y: str, arm: str = "", forced: bool = False) -> law.Points:
