@@ -25,17 +25,7 @@ from jepa_vl.limits import (
     check_limits,
     check_representable,
 )
-from jepa_vl.methods import (
-    CHECKS,
-    CONDITIONED,
-    DISTANCES,
-    FIXED_DISTANCE,
-    MASKED,
-    READS_TEXT,
-    TRAINS_IMAGES,
-    check_text,
-    text_frozen,
-)
+from jepa_vl.methods import check_text, method, text_frozen
 from jepa_vl.schema import (
     CROSSERS,
     LEARNED,
@@ -204,13 +194,13 @@ RESUMABLE = (
 
 def reads_text(config: Config) -> bool:
     """Does the objective read captions?"""
-    conditioned = config.objective in CONDITIONED and config.conditioner.kind != "none"
-    return conditioned or config.objective in READS_TEXT
+    conditioned = method(config.objective).conditioned and config.conditioner.kind != "none"
+    return conditioned or method(config.objective).reads_text
 
 
 def reads_masks(config: Config) -> bool:
     """Does the objective read multi-block masks?"""
-    return config.objective in MASKED
+    return method(config.objective).masked
 
 
 def resolve(tree: Any) -> Config:
@@ -227,7 +217,7 @@ def resolve(tree: Any) -> Config:
     """
     config = from_dict(tree)
     check_representable(flat(dataclasses.asdict(config)))
-    one_of("objective", config.objective, DISTANCES)
+    known = method(config.objective)
     encoder = _resolve_encoder(config.encoder)
     steps = config.train.steps
     at_least("train.steps", steps, 1)
@@ -247,7 +237,7 @@ def resolve(tree: Any) -> Config:
     optim = replace(config.optim, warmup_steps=config.optim.warmup_steps or max(1, steps // 10))
     loss = replace(
         config.loss,
-        distance=config.loss.distance or DISTANCES[config.objective],
+        distance=config.loss.distance or known.distance,
         ramp_steps=config.loss.ramp_steps or optim.warmup_steps,
     )
     evaluation = replace(
@@ -259,11 +249,9 @@ def resolve(tree: Any) -> Config:
         config.text,
         frozen=config.text.frozen or text_frozen(config.objective, config.text.kind),
     )
-    conditioner = (
-        config.conditioner
-        if config.objective in CONDITIONED
-        else replace(config.conditioner, kind="none")
-    )
+    conditioner = config.conditioner
+    if not known.conditioned:
+        conditioner = replace(conditioner, kind="none")
     config = replace(
         config,
         text=text,
@@ -347,7 +335,7 @@ def _check_meaning(config: Config) -> None:
     for name in ("init_parts", "init_allow", "eval.tasks"):
         if not all(isinstance(word, str) and word for word in values[name]):
             raise ConfigError(name, values[name], "holds names alone")
-    if config.init_from and config.objective not in TRAINS_IMAGES:
+    if config.init_from and not method(config.objective).trains_images:
         rule = f"empty with objective {config.objective!r}, which trains no image encoder"
         raise ConfigError("init_from", config.init_from, rule)
     for name in config.health.mute:
@@ -368,8 +356,9 @@ def _check_meaning(config: Config) -> None:
 
 
 def _check_relations(c: Config) -> None:
-    if c.objective in FIXED_DISTANCE:
-        one_of("loss.distance", c.loss.distance, (DISTANCES[c.objective],))
+    known = method(c.objective)
+    if known.only_distance:
+        one_of("loss.distance", c.loss.distance, (known.distance,))
     divides("text.width", c.text.width, c.text.heads, "heads")
     check_text(c)
     check_data(c)
@@ -383,8 +372,7 @@ def _check_relations(c: Config) -> None:
     if c.optim.warmup_steps >= c.train.steps * c.optim.schedule_scale and c.train.steps > 1:
         rule = f"below train.steps = {c.train.steps}"
         raise ConfigError("optim.warmup_steps", c.optim.warmup_steps, rule)
-    if c.objective in CHECKS:
-        CHECKS[c.objective](c)
+    known.check(c)
 
 
 def _check_range(name: str, value: tuple, upper: float | None) -> None:

@@ -1,30 +1,63 @@
 """What sets the methods apart in a configuration: what each one reads, and its own rules."""
 
-from jepa_vl.errors import ConfigError, at_least, divides
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Literal
+
+from jepa_vl.errors import ConfigError, at_least, divides, one_of
 from jepa_vl.schema import RANDOM, Config
 
-# Each objective with its own distance; those of FIXED_DISTANCE know no other.
-DISTANCES: dict[str, str] = {
-    "ijepa": "smooth_l1",
-    "tcjepa": "l2",
-    "tijepa": "smooth_l1",
-    "crossmodal": "mse",
-    "contrastive": "none",
-}
-FIXED_DISTANCE = ("crossmodal", "contrastive")
-CONDITIONED = ("tcjepa",)  # the predictor has conditioners
-READS_TEXT = ("tijepa", "crossmodal", "contrastive")  # whatever the conditioner
-TRAINS_IMAGES = ("ijepa", "tcjepa", "crossmodal", "contrastive")  # an image encoder of its own
-MASKED = ("ijepa", "tcjepa", "tijepa")  # multi-block masks are read
-FREEZE_TEXT = ("tijepa",)  # the text tower is never trained
-TRAIN_TEXT = ("crossmodal", "contrastive")  # a pretrained text tower too, unless told otherwise
+
+@dataclass(frozen=True)
+class Method:
+    """What the rest of the house has to know of an objective before it is built.
+
+    Attributes:
+      distance: what ``loss.distance`` is where it is left empty.
+      only_distance: whether it knows no other.
+      conditioned: its predictor has conditioners, which read captions.
+      reads_text: it reads captions, whatever the conditioner.
+      masked: it reads multi-block masks.
+      trains_images: an image encoder of its own is trained.
+      text_frozen: of a pretrained text tower, what ``text.frozen`` is where it is left empty;
+        ``always``: the built-in one is not trained either.
+      check: refuses what it cannot do; called with a configuration that is whole.
+    """
+
+    distance: str
+    only_distance: bool = False
+    conditioned: bool = False
+    reads_text: bool = False
+    masked: bool = True
+    trains_images: bool = True
+    text_frozen: Literal["yes", "no", "always"] = "yes"
+    check: Callable[[Config], None] = lambda config: None
+
+
+METHODS: dict[str, Method] = {}
+
+
+def method(objective: str) -> Method:
+    """What is known of an objective.
+
+    One that only its own file in ``objectives`` tells of is known once those are imported.
+
+    Raises:
+      ConfigError: there is none of that name.
+    """
+    if objective not in METHODS:
+        import_module("jepa_vl.objectives")
+    one_of("objective", objective, METHODS)
+    return METHODS[objective]
 
 
 def text_frozen(objective: str, kind: str) -> str:
     """yes or no: is the text tower left as it is, where the configuration does not say?"""
-    if objective in FREEZE_TEXT or kind == "cached":
+    rule = method(objective).text_frozen
+    if rule == "always" or kind == "cached":
         return "yes"
-    return "no" if kind == "hashed" or objective in TRAIN_TEXT else "yes"
+    return "no" if kind == "hashed" else rule
 
 
 def tower_files(c: Config) -> dict[str, str]:
@@ -45,7 +78,7 @@ def check_text(c: Config) -> None:
         raise ConfigError("text.path", text.path, "kind 'hashed' reads no files; leave it empty")
     if text.kind != "hashed" and not text.path:
         raise ConfigError("text.path", text.path, f"kind {text.kind!r} needs it")
-    if c.objective in FREEZE_TEXT and text.frozen != "yes":
+    if method(c.objective).text_frozen == "always" and text.frozen != "yes":
         rule = f"objective {c.objective!r} allows 'yes' alone"
         raise ConfigError("text.frozen", text.frozen, rule)
     fixed = text.kind in ("hashed", "cached") and text_frozen(c.objective, text.kind)
@@ -86,8 +119,30 @@ def _check_contrastive(c: Config) -> None:
         raise ConfigError("train.micro_batches", c.train.micro_batches, rule)
 
 
-CHECKS = {
-    "tijepa": _check_tijepa,
-    "crossmodal": _check_crossmodal,
-    "contrastive": _check_contrastive,
+METHODS |= {
+    "ijepa": Method("smooth_l1"),
+    "tcjepa": Method("l2", conditioned=True),
+    "tijepa": Method(
+        "smooth_l1",
+        reads_text=True,
+        trains_images=False,
+        text_frozen="always",
+        check=_check_tijepa,
+    ),
+    "crossmodal": Method(
+        "mse",
+        only_distance=True,
+        reads_text=True,
+        masked=False,
+        text_frozen="no",
+        check=_check_crossmodal,
+    ),
+    "contrastive": Method(
+        "none",
+        only_distance=True,
+        reads_text=True,
+        masked=False,
+        text_frozen="no",
+        check=_check_contrastive,
+    ),
 }

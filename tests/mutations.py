@@ -15,21 +15,21 @@ from hypothesis import strategies as st
 
 from jepa_vl.cli import configs
 from jepa_vl.config import CHOICES, Config, flat
-from jepa_vl.methods import DISTANCES
+from jepa_vl.methods import METHODS
 from jepa_vl.models.conditioner import CONDITIONERS, FUSIONS, REGULARISERS
 from tests.test_recipes import CASES, ROOT
 
 WORLD = ("quickstart", "data=shapes_world")
 # Each recipe with towers of two layers, which is traced soon; test_recipes traces the whole ones.
 RECIPES = [(name, arg, "", True) for name, arg in CASES]
-RECIPES += 6 * [(*WORLD, name, True) for name in DISTANCES] + [(*WORLD, "", False)]
+RECIPES += 6 * [(*WORLD, name, True) for name in METHODS] + [(*WORLD, "", False)]
 NAMES = {
     **CHOICES,
-    "objective": tuple(DISTANCES),
+    "objective": tuple(METHODS),
     "conditioner.kind": tuple(CONDITIONERS),
     "conditioner.fusion": tuple(FUSIONS),
     "loss.regulariser": tuple(REGULARISERS),
-    "loss.distance": (*DISTANCES.values(), ""),
+    "loss.distance": (*(known.distance for known in METHODS.values()), ""),
     "encoder.variant": ("Ti", "S", "B", "L", "H", "g", ""),
     "tijepa.variant": ("small", "medium", "large", ""),
     "data.kind": ("shapes_world", "tar", "folder", "parquet", "tfds", "mixture", "mask_folder"),

@@ -17,7 +17,7 @@ from jepa_vl.cli import configs
 from jepa_vl.cli.main import main, one_line
 from jepa_vl.config import Config, ConfigError, config_hash, resolve, to_dict
 from jepa_vl.data import masking, sources
-from jepa_vl.methods import DISTANCES
+from jepa_vl.methods import METHODS
 from jepa_vl.models import text
 from jepa_vl.training import plan
 from tests.mutations import HUGE, WORLD, commands, holder, recipe, trees
@@ -213,7 +213,7 @@ def test_text_that_python_cannot_read_is_refused(value):
         clear(caught.value)
 
 
-@pytest.mark.parametrize("objective", DISTANCES)
+@pytest.mark.parametrize("objective", METHODS)
 @pytest.mark.parametrize("key", ["conditioner.fusion", "loss.regulariser", "loss.distance"])
 def test_preview_refuses_names_that_nothing_is_registered_under(capsys, objective, key):
     words = [f"--config.objective={objective}", f"--config.{key}=papier"]

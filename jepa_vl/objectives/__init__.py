@@ -19,7 +19,7 @@ def check(config: Config) -> None:
     Raises:
       ConfigError: of ``conditioner``, ``loss.distance`` or ``loss.regulariser``.
     """
-    if config.loss.distance != methods.DISTANCES[config.objective]:  # no name of a contrastive's
+    if config.loss.distance != methods.method(config.objective).distance:  # a contrastive's: none
         one_of("loss.distance", config.loss.distance, DISTANCES)
     one_of("loss.regulariser", config.loss.regulariser, conditioner.REGULARISERS)
     conditioner.check(config.conditioner)
