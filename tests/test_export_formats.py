@@ -159,11 +159,21 @@ def test_a_checkpoint_of_eight_devices_leaves_as_the_same_bytes(run, tmp_path, m
 @pytest.fixture(scope="module")
 def reader(tmp_path_factory):
     """A run that has a text tower, a predictor and conditioners: of no step."""
-    config = tiny()
-    spec = train_state.batch_spec(config)
-    mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
-    state = train_state.create(config, objectives.build(config), spec, mesh)
-    workdir = tmp_path_factory.mktemp("parts") / "run"
+    return untrained(tmp_path_factory.mktemp("parts") / "run", tiny())
+
+
+def untrained(workdir, config):
+    """Saves a run of random numbers: its workdir and parameters."""
+    rng, spec = np.random.default_rng(0), train_state.batch_spec(config)
+
+    def drawn(name, like):
+        if not np.issubdtype(like.dtype, np.floating):
+            return np.zeros(like.shape, like.dtype)
+        x = name.endswith("scale") + 0.2 * rng.normal(size=like.shape)
+        return np.asarray(x, like.dtype)
+
+    like = train_state.shapes(config, objectives.build(config), spec)
+    state = jax.device_put(base.tree.map_named(drawn, like), jax.devices()[0])
     meta = checkpoint.provenance(config) | {"spent": {"seconds": 1.0}}
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(checkpoint, "checksums", exports.by_numpy)
@@ -173,22 +183,77 @@ def reader(tmp_path_factory):
     return workdir, base.tree.flatten(state.params)
 
 
-def test_text_predictor_and_conditioner_leave_bit_by_bit_under_our_names(reader, tmp_path):
+@pytest.fixture(scope="module")
+def once(tmp_path_factory):
+    """Parts of a model are held to outputs made once, and fresh processes compile it once."""
+    found, compute = {}, whole.outputs
+
+    def outputs(model, batch):
+        name = model.config.objective
+        if name not in found:
+            found[name] = compute(model, batch)
+        return found[name]
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(whole, "outputs", outputs)
+        patched.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
+        patched.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+        yield
+
+
+# Part, and how the names of its arrays begin among the parameters; a fresh process takes seconds.
+PARTS = [
+    pytest.param("text", "text/", marks=pytest.mark.slow),
+    pytest.param("predictor", "predictor/", marks=pytest.mark.slow),
+    ("conditioner", "predictor/conditioner_"),
+]
+OTHERS = ("text", "predictor", "whole")
+
+
+@pytest.mark.parametrize(("part", "start"), PARTS)
+def test_parts_leave_bit_by_bit_under_our_names_and_compute_the_same(
+    part, start, reader, once, tmp_path, capsys
+):
     workdir, params = reader
-    starts = {"text": "text/", "predictor": "predictor/", "conditioner": "predictor/conditioner_"}
-    for part, start in starts.items():
-        out = tmp_path / part
-        assert main(argv(workdir, out, "safetensors", "--part", part)) == 0
-        found = load_file(out / "model.safetensors")
-        wanted = {name: x for name, x in params.items() if name.startswith(start)}
-        assert found.keys() == wanted.keys() and wanted
-        for name, x in wanted.items():
-            np.testing.assert_array_equal(found[name], x, err_msg=name)
-        assert json.loads((out / "config.json").read_text())["objective"] == "tcjepa"
-        assert f"# tcjepa: {part}" in (out / "README.md").read_text()
+    out = tmp_path / part
+    assert main(argv(workdir, out, "safetensors", "--part", part)) == 0
+    found = load_file(out / "model.safetensors")
+    wanted = {name: x for name, x in params.items() if name.startswith(start)}
+    assert found.keys() == wanted.keys() and wanted
+    for name, x in wanted.items():
+        np.testing.assert_array_equal(found[name], x, err_msg=name)
+    assert json.loads((out / "config.json").read_text())["objective"] == "tcjepa"
+    card, said = (out / "README.md").read_text(), capsys.readouterr().out
+    assert f"# tcjepa: {part}" in card
+    told = re.search(r"largest difference ([\d.e-]+), mean ([\d.e-]+)", said)
+    assert told and float(told[1]) < 1e-4 and "8 of the held-out images of shapes" in said
+    assert f"| largest difference | {told[1]} |" in card
+    assert f"| mean difference | {told[2]} |" in card
 
 
-def test_a_whole_model_leaves_bit_by_bit_and_comes_in_again(reader, tmp_path):
+@pytest.mark.parametrize(
+    "part", ["conditioner", *(pytest.param(part, marks=pytest.mark.slow) for part in OTHERS)]
+)
+def test_a_part_that_computes_something_else_leaves_nothing(
+    part, reader, once, tmp_path, capsys, monkeypatch
+):
+    rng, write = np.random.default_rng(0), tensors.write
+
+    def wrong(path, held, metadata, key):
+        if "part" in metadata:
+            noise = {name: 0.01 * rng.normal(size=x.shape) for name, x in held.items()}
+            held = {name: (x + noise[name]).astype(x.dtype) for name, x in held.items()}
+        write(path, held, metadata, key)
+
+    monkeypatch.setattr(tensors, "write", wrong)
+    assert main(argv(reader[0], tmp_path / "out", "safetensors", "--part", part)) == 1
+    told = capsys.readouterr()
+    assert not told.out
+    assert re.search(rf"{part}: \w+ differ by up to .*; nothing was left\n", told.err)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_whole_model_leaves_bit_by_bit_and_comes_in_again(reader, once, tmp_path):
     workdir, params = reader
     out = tmp_path / "whole"
     assert main(argv(workdir, out, "safetensors", "--part", "whole")) == 0
@@ -200,6 +265,14 @@ def test_a_whole_model_leaves_bit_by_bit_and_comes_in_again(reader, tmp_path):
         assert found.keys() == params.keys() and model.target.keys() >= {"patch_kernel", "norm"}
         for name, x in params.items():
             np.testing.assert_array_equal(found[name], x, err_msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["tijepa", "crossmodal", "contrastive"])
+def test_models_of_every_objective_are_compared_whole(objective, tmp_path, capsys):
+    workdir = untrained(tmp_path / "run", tiny(objective=objective))[0]
+    assert main(argv(workdir, tmp_path / "out", "safetensors", "--part", "whole")) == 0
+    assert "largest difference" in capsys.readouterr().out
 
 
 def test_parts_that_are_not_there_and_formats_that_have_none_are_refused(run, tmp_path, capsys):

@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import functools
 import json
 import sys
 from collections.abc import Sequence
@@ -13,10 +12,12 @@ from jepa_vl.cli import checkpoints
 from jepa_vl.cli.configs import Override
 from jepa_vl.cli.train import writable
 from jepa_vl.config import Config, ConfigError, one_of, resolve
+from jepa_vl.shapes import Array
 
 BRANCHES = ("target", "context")
 ENCODER = "encoder"
 DIFFERS = 1
+NOT_READ = ("label", "index", "valid")  # of a batch, by objectives
 
 
 def run(args: argparse.Namespace, overrides: Sequence[Override]) -> int:
@@ -57,27 +58,24 @@ def run(args: argparse.Namespace, overrides: Sequence[Override]) -> int:
         one = stored.find(workdir, step)
         with checkpoints.readable(workdir):
             encoder = _encoder(one, branch, workdir)
-        what, held_out = f"step {one.step}", functools.partial(_held_out, encoder.config)
+        what, held_out = f"step {one.step}", lambda: _images(encoder.config).parts[1]
     shown = export_images.choose(encoder.config, args.images, held_out)
     facts = {**encoder.facts, "compared_on": shown.words}
     encoder = dataclasses.replace(encoder, facts=facts)
     try:
         told = write.export(encoder, args.format, out, shown.images)
     except write.Differs as error:
-        print(f"jepa-vl: error: {args.format}: {error}; nothing was left", file=sys.stderr)
-        return DIFFERS
-    versions = ", ".join(f"{name} {version}" for name, version in told.versions.items())
+        return _refuse(args.format, error)
     print(
         f"{what}, {encoder.facts['branch']} encoder, {args.format}\n"
-        f"features of {shown.words} by {versions}: largest difference {told.largest:.3g}, mean "
-        f"{told.mean:.3g} (largest feature {told.scale:.3g})\n{out}"
+        f"features of {shown.words} {_told(told, 'feature')}\n{out}"
     )
     return 0
 
 
 def _part(args: argparse.Namespace, part: str, branch: str, out: Path) -> int:
     """Writes a part that no other library has."""
-    from jepa_vl.export import parts
+    from jepa_vl.export import parts, write
     from jepa_vl.training import stored, verify
 
     if args.format != "safetensors":
@@ -89,11 +87,52 @@ def _part(args: argparse.Namespace, part: str, branch: str, out: Path) -> int:
     one = stored.find(workdir, checkpoints.step(args))
     with checkpoints.readable(workdir):
         config = resolve(one.meta["config"])
-        arrays = verify.read_whole(one, parts.names_of(part, branch, list(one.arrays), config))
+        names = list(one.arrays)
+        chosen = parts.names_of(part, branch, names, config)
+        model = verify.read_whole(one, parts.names_of(parts.WHOLE, branch, names, config))
         facts = _facts(one)
-    parts.write(part, arrays, config, facts, out)
-    print(f"step {one.step}, {part}: {len(arrays)} arrays, read again bit by bit\n{out}")
+    arrays = {name: model.pop(name) for name in chosen}
+    probe = _probe(config, arrays, model, args.images)
+    try:
+        told = parts.export(part, arrays, config, facts, out, probe)
+    except write.Differs as error:
+        return _refuse(part, error)
+    print(
+        f"step {one.step}, {part}: {len(arrays)} arrays, read again bit by bit\n"
+        f"outputs of the model for {probe.words} {_told(told, 'output')}\n{out}"
+    )
     return 0
+
+
+def _probe(
+    config: Config, arrays: dict[str, Array], others: dict[str, Array], images: str | None
+) -> Any:
+    """What the model of a part, and of others beside it, computes of images and captions."""
+    from jepa_vl.cli import export_images
+    from jepa_vl.data import pipeline
+    from jepa_vl.export.parts import Probe
+    from jepa_vl.training import whole
+
+    # Those that the images come with, whatever the run gave them.
+    data = dataclasses.replace(config.data, captions="own")
+    shown = export_images.choose(config, images, lambda: _images(config).captioned[1])
+    usual = dataclasses.replace(config, data=data)
+    read = pipeline.eval_batches(usual, shown.source, shown.indices, len(shown.indices))
+    batch = {name: x for name, x in next(read).items() if name not in NOT_READ}
+    model = whole.fit(config, {**others, **arrays}, ("--workdir", "its checkpoint"))
+    return Probe(others, batch, whole.outputs(model, batch), shown.words)
+
+
+def _told(told: Any, what: str) -> str:
+    """The differences, for people."""
+    versions = ", ".join(f"{name} {version}" for name, version in told.versions.items())
+    largest = f"largest difference {told.largest:.3g}, mean {told.mean:.3g}"
+    return f"by {versions}: {largest} (largest {what} {told.scale:.3g})"
+
+
+def _refuse(what: str, error: Exception) -> int:
+    print(f"jepa-vl: error: {what}: {error}; nothing was left", file=sys.stderr)
+    return DIFFERS
 
 
 def _facts(one: Any) -> dict[str, Any]:
@@ -144,11 +183,11 @@ def _imported(model: str, branch: str) -> Any:
     return base.Encoder(config, params, facts)
 
 
-def _held_out(config: Config) -> Any:
-    """The held-out source of a run; captions need not be there."""
+def _images(config: Config) -> Any:
+    """The data of a run, opened when they are asked for."""
     from jepa_vl.evaluators.subject import Images
 
-    return Images(config).parts[1]
+    return Images(config)
 
 
 def _results(workdir: Path, step: int, branch: str) -> list[dict[str, Any]]:

@@ -229,8 +229,8 @@ VERBS = {
         "stablehlo    a program for CPU, CUDA and TPU, any batch, that needs jax alone\n"
         "onnx         any batch, traced through torch\n"
         "safetensors  under our own names, with a reader in numpy\n\n"
-        "Each one is loaded by its own library in a fresh process and compared with ours; exit\n"
-        "code 1 and no folder where the features differ. README.md of the folder is its card.",
+        "Each one is loaded by its own library in a fresh process and compared with ours, a part\n"
+        "in its model; exit code 1 and no folder where they differ. README.md is the card.",
         "jepa-vl export --workdir runs/quickstart --format hf --out quickstart-hf",
         workdir="folder of the run; or give --model",
         part="encoder (default); or, for safetensors, text, predictor, conditioner (the part of "

@@ -1,9 +1,11 @@
 """One export: files, the check against our own features, the card; a folder or nothing."""
 
+import contextlib
 import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,20 +60,30 @@ def export(encoder: Encoder, name: str, out: Path, images: Array) -> Told:
       Differs: the features differ by more than :data:`TOLERANCE`; no folder is left.
     """
     process.require(name, FORMATS[name].needs, FORMATS[name].extra)
+    with appearing(out) as folder:
+        FORMATS[name].write(encoder, folder)
+        told = check(encoder, name, folder, images)
+        text = card.write(encoder, name, FORMATS[name], told._asdict())
+        (folder / "README.md").write_text(text)
+    return told
+
+
+@contextlib.contextmanager
+def appearing(out: Path) -> Iterator[Path]:
+    """A folder to fill, which takes its name when the block ends well and else is removed.
+
+    Raises:
+      ConfigError: the name is taken.
+    """
     if out.exists():
         raise ConfigError("--out", str(out), "is there already; name a new folder")
     temporary = out.with_name(f".{out.name}.{os.getpid()}")
     temporary.mkdir(parents=True)
     try:
-        FORMATS[name].write(encoder, temporary)
-        told = check(encoder, name, temporary, images)
-        (temporary / "README.md").write_text(
-            card.write(encoder, name, FORMATS[name], told._asdict())
-        )
+        yield temporary
         os.rename(temporary, out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return told
 
 
 def check(encoder: Encoder, name: str, folder: Path, images: Array) -> Told:
@@ -90,12 +102,26 @@ def check(encoder: Encoder, name: str, folder: Path, images: Array) -> Told:
         said = process.run(name, BEFORE + form.load + AFTER, values)
         theirs = np.load(found)
     versions: dict[str, Any] = json.loads(said.splitlines()[-1])
-    ours = encoder.features(images)
-    if theirs.shape != ours.shape:
-        raise Differs(f"features are {theirs.shape}, not {ours.shape}")
-    gap, scale = np.abs(theirs.astype(np.float64) - ours), float(np.abs(ours).max())
-    told = Told(float(gap.max()), float(gap.mean()), scale, versions)
-    if not told.largest <= TOLERANCE * max(1.0, scale):  # NaN is no equality
-        rule = f"above {TOLERANCE:g} of the largest feature, {scale:.3g}"
-        raise Differs(f"features differ by up to {told.largest:.3g}, {rule}")
-    return told
+    return compare({"features": theirs}, {"features": encoder.features(images)}, versions)
+
+
+def compare(theirs: dict[str, Array], ours: dict[str, Array], versions: dict[str, str]) -> Told:
+    """The differences of arrays of the same names; ``scale`` is that of the largest number.
+
+    Raises:
+      Differs: names or shapes are not the same, or numbers differ by more than :data:`TOLERANCE`.
+    """
+    if theirs.keys() != ours.keys():
+        raise Differs(f"there are {', '.join(theirs)}, not {', '.join(ours)}")
+    gaps, scales = [], []
+    for name, wanted in ours.items():
+        if theirs[name].shape != wanted.shape:
+            raise Differs(f"{name} are {theirs[name].shape}, not {wanted.shape}")
+        gap, scale = np.abs(theirs[name].astype(np.float64) - wanted), float(np.abs(wanted).max())
+        if not gap.max() <= TOLERANCE * max(1.0, scale):  # NaN is no equality
+            rule = f"above {TOLERANCE:g} of the largest one, {scale:.3g}"
+            raise Differs(f"{name} differ by up to {gap.max():.3g}, {rule}")
+        gaps.append(gap.ravel())
+        scales.append(scale)
+    every = np.concatenate(gaps)
+    return Told(float(every.max()), float(every.mean()), max(scales), versions)
