@@ -25,7 +25,7 @@ from jepa_vl.limits import (
     check_limits,
     check_representable,
 )
-from jepa_vl.methods import check_text, method, text_frozen
+from jepa_vl.methods import check_mup, check_text, method, text_frozen
 from jepa_vl.schema import (
     CROSSERS,
     LEARNED,
@@ -167,6 +167,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "train.dtype": ("float32", "bfloat16"),
     "train.remat": ("none", "dots", "full"),
     "log.progress": ("auto", "lines", "off"),
+    "mup.heads": ("more", "wider"),
     "health.action": ACTIONS,
 }
 DERIVED_MESH = {  # axis -> the number that stands for "derive it", and what it gives
@@ -361,6 +362,7 @@ def _check_relations(c: Config) -> None:
         one_of("loss.distance", c.loss.distance, (known.distance,))
     divides("text.width", c.text.width, c.text.heads, "heads")
     check_text(c)
+    check_mup(c)
     check_data(c)
     divides("train.batch_size", c.train.batch_size, c.train.micro_batches, "micro_batches")
     if c.data.captions != "own" and not reads_text(c):

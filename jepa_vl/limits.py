@@ -39,6 +39,7 @@ NOT_NEGATIVE = (
     "eval.crops", "eval.probe_steps", "eval.probe_batch", "eval.shots",
     "checkpoint.keep_best", "checkpoint.every_minutes", "checkpoint.patience_minutes",
     "train.spike_z", "train.max_rewinds", "train.watchdog_minutes",
+    "mup.base_width", "mup.base_predictor_width", "mup.base_text_width",
     "loss.sparse", "loss.consistency", "loss.contrast",
     "crossmodal.text_to_image", "crossmodal.image_to_text",
     "optim.start_lr", "optim.final_lr", "optim.weight_decay", "optim.final_weight_decay",
@@ -52,6 +53,7 @@ AT_MOST: dict[str, float] = {
     # Each block is traced on its own, and parameters are made for each.
     **dict.fromkeys(("text.depth", "encoder.depth", "predictor.depth", "tijepa.depth"), 64),
     **dict.fromkeys(("text.width", "encoder.width", "predictor.width", "tijepa.width"), 16_384),
+    **dict.fromkeys(("mup.base_width", "mup.base_predictor_width", "mup.base_text_width"), 16_384),
     "contrastive.width": 65_536,
     "encoder.mlp_width": 131_072,
     "encoder.image_size": 16_384,

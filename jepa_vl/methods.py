@@ -86,6 +86,29 @@ def check_text(c: Config) -> None:
         raise ConfigError("text.frozen", text.frozen, f"kind {text.kind!r} allows {fixed!r} alone")
 
 
+def check_mup(c: Config) -> None:
+    """Refuses widths of a narrow model that could not be one of the same kind."""
+    m = c.mup
+    if not m.base_width:
+        for name in ("base_predictor_width", "base_text_width"):
+            if value := getattr(m, name):
+                raise ConfigError(f"mup.{name}", value, "0 without mup.base_width")
+        return
+    if not method(c.objective).trains_images:
+        rule = f"0 with objective {c.objective!r}, which trains no image encoder"
+        raise ConfigError("mup.base_width", m.base_width, rule)
+    for name in ("base_width", "base_predictor_width"):
+        if getattr(m, name) % 4:
+            rule = "divisible by 4, for the sin-cos position table"
+            raise ConfigError(f"mup.{name}", getattr(m, name), rule)
+    if m.base_text_width and c.text.kind != "hashed":
+        rule = f"0 with text.kind {c.text.kind!r}, whose files say how wide it is"
+        raise ConfigError("mup.base_text_width", m.base_text_width, rule)
+    if m.base_predictor_width and m.base_predictor_width * c.conditioner.mlp_ratio < 1:
+        rule = f"at least 1 / conditioner.mlp_ratio = {1 / c.conditioner.mlp_ratio:g}"
+        raise ConfigError("mup.base_predictor_width", m.base_predictor_width, rule)
+
+
 def _check_tijepa(c: Config) -> None:
     if c.tijepa.width == 0:
         rule = f"to be given with text.kind {c.text.kind!r} (published: the width of its words)"

@@ -12,6 +12,7 @@ from jepa_vl.schema_key import key
 from jepa_vl.schema_run import CheckpointConfig as CheckpointConfig
 from jepa_vl.schema_run import EvalConfig, LogConfig, OptimConfig, TrainConfig
 from jepa_vl.schema_run import MeshConfig as MeshConfig
+from jepa_vl.schema_run import MupConfig as MupConfig
 
 # Encoder: width, depth, heads, hidden width of the MLP (I-JEPA's public code; "g" has ratio 48/11).
 VARIANTS: dict[str, tuple[int, int, int, int]] = {
@@ -330,6 +331,7 @@ class Config:
     masks: MasksConfig = dataclasses.field(default_factory=MasksConfig)
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    mup: MupConfig = dataclasses.field(default_factory=MupConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     log: LogConfig = dataclasses.field(default_factory=LogConfig)

@@ -62,6 +62,24 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class MupConfig:
+    """muP: hyperparameters that were tuned on a narrow model hold for a wide one."""
+
+    base_width: int = key(
+        0,
+        "encoder.width that optim.lr and train.init are meant for; at another width start and "
+        "learning rates follow from it (muP, arXiv 2203.03466); 0: no such rule",
+    )
+    base_predictor_width: int = key(
+        0, "the same of predictor.width; 0: it is equal at all widths, as in I-JEPA"
+    )
+    base_text_width: int = key(0, "the same of text.width (kind hashed); 0: it is equal")
+    heads: str = key(
+        "more", "what wider models have: more attention heads of one width, or as many wider ones"
+    )
+
+
+@dataclass(frozen=True)
 class MeshConfig:
     """Devices along each axis of the mesh."""
 

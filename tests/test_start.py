@@ -55,7 +55,8 @@ def refused(path, **changed):
 
 @pytest.mark.parametrize("objective", ["ijepa", "crossmodal", "contrastive"])
 def test_encoder_and_target_start_from_the_files_whatever_trains_them(objective, encoder, hub):
-    config = tiny(objective=objective, init_from=str(hub), **SIZES)
+    wide = {"mup.base_width": 16}  # what files give is not rescaled
+    config = tiny(objective=objective, init_from=str(hub), **SIZES, **wide)
     built, spec = objectives.build(config), train_state.batch_spec(config)
     told = []
     mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=4), jax.devices())

@@ -17,7 +17,7 @@ from jepa_vl.models.intake import start
 from jepa_vl.objectives import Objective
 from jepa_vl.objectives.base import Batch
 from jepa_vl.shapes import Array, PyTree
-from jepa_vl.training import spikes
+from jepa_vl.training import mup, spikes
 
 
 @jax.tree_util.register_dataclass
@@ -77,7 +77,7 @@ def batch_spec(config: Config) -> Batch:
 
 
 def _init(config: Config, objective: Objective, batch: Batch) -> TrainState:
-    params = objective.init(jax.random.key(config.seed), batch)
+    params = mup.start(config, objective.init(jax.random.key(config.seed), batch), batch)
     # Donation needs buffers of its own for the target.
     target = jax.tree.map(jnp.copy, objective.target_of(params))
     zero = jnp.zeros((), jnp.int32)

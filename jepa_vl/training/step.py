@@ -12,8 +12,8 @@ from jepa_vl.config import Config
 from jepa_vl.objectives import Objective
 from jepa_vl.objectives.base import Batch
 from jepa_vl.shapes import Array, PyTree
-from jepa_vl.training import schedules, spikes
-from jepa_vl.training.state import TrainState, adam
+from jepa_vl.training import mup, schedules, spikes
+from jepa_vl.training.state import TrainState, adam, batch_spec
 
 # I-JEPA's rule: no decay on biases and 1-D tensors. Its mask token is 3-D there, hence decayed. And
 # none on learned positions, as usual.
@@ -75,6 +75,7 @@ def make_step(
     leaves params, target and moments as they were; the step number goes on.
     """
     adamw = adam(config)
+    rates = mup.rates(config, like.params, batch_spec(config))
 
     def step(state: TrainState, frozen: PyTree, batch: Batch) -> tuple[TrainState, Metrics]:
         now = schedules.at(config, state.step)
@@ -88,6 +89,7 @@ def make_step(
 
         direction, opt_state = adamw.update(grads, state.opt_state)
         decayed = tree.mask(state.params, f"^(?!.*{NO_DECAY})")
+        direction = jax.tree.map(lambda u, r: u if r == 1 else r * u, direction, rates)
         params = jax.tree.map(
             lambda p, u, d: p - lr * (u + (now.weight_decay * p if d else 0.0)),
             state.params, direction, decayed,
