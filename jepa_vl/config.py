@@ -167,7 +167,6 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "train.dtype": ("float32", "bfloat16"),
     "train.remat": ("none", "dots", "full"),
     "log.progress": ("auto", "lines", "off"),
-    "mup.heads": ("more", "wider"),
     "health.action": ACTIONS,
 }
 DERIVED_MESH = {  # axis -> the number that stands for "derive it", and what it gives

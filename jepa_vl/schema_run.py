@@ -74,9 +74,6 @@ class MupConfig:
         0, "the same of predictor.width; 0: it is equal at all widths, as in I-JEPA"
     )
     base_text_width: int = key(0, "the same of text.width (kind hashed); 0: it is equal")
-    heads: str = key(
-        "more", "what wider models have: more attention heads of one width, or as many wider ones"
-    )
 
 
 @dataclass(frozen=True)

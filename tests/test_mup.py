@@ -36,7 +36,7 @@ def test_a_model_four_times_as_wide_by_the_table():
     inputs = ("conditioner_0/k/kernel", "conditioner_0/v/kernel", "patch_kernel")
     for name in matrices:
         if "conditioner" in name and name.endswith("/q/kernel"):  # one head, unscaled logits
-            assert found[name] == (0.5 / 4, 0.25 / 4), name
+            assert found[name] == (0.25, 0.125), name
         elif name.endswith(inputs):
             assert found[name] == (1.0, 1.0), name
         else:
@@ -63,12 +63,9 @@ def test_by_fan_in_hidden_matrices_start_right_and_readouts_do_not():
     assert found["predictor/embed/kernel"] == (0.5, 0.25)
 
 
-def test_queries_make_up_for_wider_heads():
-    found = scales(**{"mup.heads": "wider", "conditioner.scale_logits": True})
-    assert found["encoder/block_0/attn/q/kernel"] == (0.25, 0.125)
-    assert found["encoder/block_0/attn/q/bias"][1] == 0.5
-    assert found["encoder/block_0/attn/k/kernel"] == (0.5, 0.25)
-    assert found["predictor/conditioner_0/q/kernel"] == (0.25, 0.125)
+def test_logits_that_are_scaled_need_nothing():
+    found = scales(**{"conditioner.scale_logits": True})
+    assert found["predictor/conditioner_0/q/kernel"] == (0.5, 0.25)
 
 
 def test_a_text_tower_may_grow_too():
@@ -186,7 +183,6 @@ def test_a_resumed_run_may_not_change_it():
     ({"mup.base_width": 18}, "mup.base_width = 18: divisible by 4"),
     ({"mup.base_width": -4}, "mup.base_width = -4: at least 0"),
     ({"mup.base_width": 16, "mup.base_predictor_width": 6}, "mup.base_predictor_width = 6"),
-    ({"mup.base_width": 16, "mup.heads": "many"}, "mup.heads = 'many': one of 'more', 'wider'"),
     ({"mup.base_width": 16, "objective": "tijepa"}, "which trains no image encoder"),
     ({"mup.base_width": 16, "mup.base_text_width": 8, "text.kind": "t5", "text.path": "x"},
      "mup.base_text_width = 8: 0 with text.kind 't5'"),

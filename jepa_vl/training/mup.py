@@ -7,11 +7,11 @@ hidden matrices (s = r), readouts (s = 1: 1 / r) and inputs (r = 1: as it is), b
 condition (arXiv 2310.17813, Eq. 4). Biases, norms, positions, embeddings and the mask token keep
 both. No factor enters the forward pass, so what is trained leaves as any other model does.
 
-Attention. muP has 1 / d where models have 1 / sqrt(d), d the width of a head. Heads of one width
-(``mup.heads = more``, as in ViT-Ti to L) need nothing, as in Wortsman et al.'s simple variant
-(arXiv 2309.14322). Where heads widen by h, as that of a conditioner does always, start and
-learning rate of the queries carry the missing h^-1/2 instead (h^-1 where logits are not scaled at
-all); with Adam it comes to the same.
+Attention stays as it is, with 1 / sqrt(d), d the width of a head: Wortsman et al.'s simple variant
+(arXiv 2309.14322), not the 1 / d of muP. Heads of one width, as in ViT-Ti to L, need neither. Where
+they widen, the coordinate check was the judge: over the first steps the change of logits falls like
+d^-1/2 with 1 / d and is all but flat with 1 / sqrt(d). The conditioner's one head, whose logits the
+paper does not scale, is given the same through start and learning rate of its queries.
 
 Weight decay forgets as fast at all widths, by lr x weight_decay a step without these factors, as
 the decay of the authors' own MuAdamW does. The EMA has no width.
@@ -31,7 +31,6 @@ from jepa_vl.schema import MupConfig
 from jepa_vl.shapes import PyTree
 
 CONDITIONER = r"(^|/)conditioner_\w+/q/kernel$"
-QUERIES = r"(^|/)q/(kernel|bias)$"
 
 
 class Scale(NamedTuple):
@@ -80,23 +79,15 @@ def _scale(config: Config, name: str, shape: tuple, there: tuple) -> Scale:
     if name.endswith("/query"):  # its product with what was read is divided by sqrt(width)
         root = (shape[0] / there[0]) ** -0.5
         return Scale(root, root)
-    logits = _logits(config, name, shape[-1] / there[-1]) if shape else 1.0
     if not name.endswith("kernel"):
-        return Scale(logits, logits)
+        return Scale()
     fan_in, fan_out = math.prod(shape[:-1]) / math.prod(there[:-1]), shape[-1] / there[-1]
-    start = min(1.0, fan_out / fan_in) ** 0.5
+    start, lr = min(1.0, fan_out / fan_in) ** 0.5, 1 / fan_in
     if config.train.init == "normal":  # fan_in has seen to it
         start *= fan_in**-0.5
-    return Scale(start * logits, logits / fan_in)
-
-
-def _logits(config: Config, name: str, wider: float) -> float:
-    """What queries carry for their logits: 1 for everything else."""
-    if re.search(CONDITIONER, name):  # one head, as wide as the predictor
-        return wider ** (-0.5 if config.conditioner.scale_logits else -1.0)
-    if config.mup.heads == "wider" and re.search(QUERIES, name):
-        return wider**-0.5
-    return 1.0
+    unscaled = not config.conditioner.scale_logits and re.search(CONDITIONER, name)
+    root = fan_out**-0.5 if unscaled else 1.0
+    return Scale(start * root, lr * root)
 
 
 def start(config: Config, params: PyTree, batch: Batch) -> PyTree:
