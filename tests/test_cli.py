@@ -177,7 +177,12 @@ def test_bad_arguments_of_a_config_file_are_refused(capsys, tmp_path):
     ("argv", "part"),
     [
         ([], f"one of {', '.join(VERBS)}"),
-        (["fly"], "invalid choice"),
+        (["fly"], "one of train, preview, "),
+        (["trian", "--workdir", "x"], "no such command; did you mean train?"),
+        (["checkpoint", "lst"], "did you mean checkpoint ls?"),
+        (["checkpoint"], "one of checkpoint ls, checkpoint show"),
+        (["eval", "compair"], "did you mean eval compare?"),
+        (["run", "--json", "x"], "one of runs ls, runs show, runs compare"),
         (["train", "--workdir", "x"], "--config = '': give FILE"),
         (["train", "--config", TINY], "--workdir = '': give DIR"),
         (["train", "--config", TINY, "--workdir", "gs://b/run"], "a folder, not a URL"),

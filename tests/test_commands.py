@@ -106,6 +106,23 @@ def test_a_run_leaves_the_files_that_scripts_rely_on(run):
     assert all("loss" in row for row in rows[1:])
 
 
+def test_a_run_is_shown_as_its_files_tell_it(run, tmp_path, capsys):
+    assert main(["runs", "show", str(run), "--json", str(tmp_path / "run.json")]) == 0
+    told, result = json.loads((tmp_path / "run.json").read_text()), _result(run)
+    assert (told["status"], told["step"], told["steps"]) == ("done", 6, 6)
+    assert told["knn"] == result["knn"]["target"] and told["pixels"] == result["knn"]["pixels"]
+    assert told["untrained"] == result["knn"]["untrained"]
+    assert (told["rankme_start"], told["rankme"]) == tuple(
+        result["rankme"][name] for name in ("start", "end")
+    )
+    assert told["goodput"] == result["goodput"]["share"] and told["seconds"] == result["seconds"]
+    assert all(told[name] is not None for name in ("loss", "unexplained", "bad_steps", "began"))
+
+
+def _result(run: Path) -> dict:
+    return json.loads((run / "result.json").read_text())
+
+
 def page(workdir: Path, **how: str) -> str:
     words = [f"--{name}={value}" for name, value in how.items()]
     assert main(["report", "--workdir", str(workdir), *words]) == 0

@@ -25,6 +25,7 @@ LAW = {
     "limits": {"schema", "errors"},
     "kinds": {"schema", "errors"},
     "hardware": {"errors"},
+    "versions": {""},
     "tree": {"shapes"},
     "config": {"shapes", "schema", "schema_health", "errors", "methods", "kinds", "limits"},
     "pretrained": {"config"},
@@ -34,14 +35,14 @@ LAW = {
     "objectives": {"shapes", "tree", "schema", "methods", "config", "sharding", "models"},
     "evaluators": {"", "shapes", "tree", "schema", "config", "sharding", "models", "data"},
     "training": {"shapes", "tree", "schema", "schema_health", "config", "sharding", "models",
-                 "data", "objectives", "evaluators", "hardware"},
+                 "data", "objectives", "evaluators", "hardware", "versions"},
     "report": {"shapes", "tree", "schema", "config", "sharding", "models", "data", "objectives",
                "evaluators", "training"},
     "export": {"shapes", "tree", "schema", "config", "models"},
     "scaling": {"shapes", "schema", "config"},
     "cli": {"", "shapes", "tree", "schema", "config", "sharding", "models", "data", "objectives",
             "evaluators", "training", "report", "export", "scaling", "hardware", "kinds",
-            "pretrained"},
+            "pretrained", "versions"},
 }  # fmt: skip
 
 

@@ -13,11 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from jepa_vl import __version__
+from jepa_vl import versions
 from jepa_vl.cli import configs, eval_verbs
 from jepa_vl.cli.eval_verbs import VERBS as EVAL
 from jepa_vl.cli.scaling_verbs import VERBS as SCALING
-from jepa_vl.cli.verb import Verb
+from jepa_vl.cli.tool_verbs import VERBS as TOOLS
+from jepa_vl.cli.verb import Verb, take
 from jepa_vl.config import ConfigError
 
 BAD_INPUT, INTERRUPTED = 5, 130
@@ -70,6 +71,7 @@ SHAPES = {  # what the option's value stands for, and its help
     "--supervise": ("", ""),  # a switch
     "--local-processes": ("N", ""),
     "--max-restarts": ("R", ""),
+    "--root": ("DIR", ""),
     "--coordinator": ("HOST:PORT", ""),
     "--processes": ("N", ""),
     "--process": ("K", ""),
@@ -257,7 +259,16 @@ VERBS = {
         reference="with --proof: workdir of another run of this configuration",
         out="file to write (default: report.html in the workdir; of a model report_NAME.html here)",
     ),
+    **TOOLS,
 }
+
+
+class _Version(argparse.Action):
+    """Asks git when it is wanted, not at each start."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        print(versions.told())
+        parser.exit()
 
 
 class _Parser(argparse.ArgumentParser):
@@ -286,12 +297,15 @@ def _parser() -> _Parser:
         epilog=example + VERBS["train"].example,
         **how,
     )
-    parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
+    about = "print the version, the commit and the libraries"
+    parser.add_argument("--version", action=_Version, nargs=0, help=about)
     verbs = parser.add_subparsers(dest="verb", metavar="VERB")
     for name, verb in VERBS.items():
         sub = verbs.add_parser(
             name, help=verb.summary, description=verb.text, epilog=example + verb.example, **how
         )
+        if verb.words:
+            sub.add_argument("words", nargs="*", metavar=verb.words)
         for option, text in verb.options.items():
             shape, shared = _shape(name, option)
             kind: dict[str, Any] = {"metavar": shape} if shape else {"action": "store_true"}
@@ -301,14 +315,15 @@ def _parser() -> _Parser:
 
 def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[configs.Override]]:
     rest, overrides = configs.take_overrides(argv)
-    if " ".join(rest[:2]) in VERBS:  # a verb of two words
-        rest = [" ".join(rest[:2]), *rest[2:]]
-    args, unknown = _parser().parse_known_args(rest)
+    args, unknown = _parser().parse_known_args(take(rest, VERBS))
     if args.verb is None:
         raise ConfigError(
             "command", " ".join(argv), f"one of {', '.join(VERBS)}; see {PROGRAM} --help"
         )
     verb, options = VERBS[args.verb], VERBS[args.verb].options
+    if verb.words:  # argparse takes those in front of the first option alone
+        args.words += [word for word in unknown if not word.startswith("-")]
+        unknown = [word for word in unknown if word.startswith("-")]
     if unknown:
         known = [_flag(name) for name in options]
         near = difflib.get_close_matches(unknown[0].partition("=")[0], known, n=1)

@@ -1,8 +1,6 @@
 """Checkpoints: one atomic {state, data, meta} a step, written in the background by Orbax."""
 
-import importlib.metadata
 import json
-import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +11,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
-from jepa_vl import tree
+from jepa_vl import tree, versions
 from jepa_vl.config import Config, ConfigError, config_hash, resolve, to_dict
 from jepa_vl.schema import CheckpointConfig
 from jepa_vl.training.checksum import checksums, differing
@@ -32,7 +30,6 @@ PINS = "pinned.json"  # steps whose checkpoints stay
 SCORE = "knn/target"  # name in metrics.jsonl
 ASIDE = "damaged"  # folder of the workdir where damaged checkpoints lie
 FIELDS = TrainState.__dataclass_fields__
-LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
 def provenance(config: Config) -> dict[str, Any]:
@@ -40,20 +37,9 @@ def provenance(config: Config) -> dict[str, Any]:
     return {
         "config": to_dict(config),
         "config_hash": config_hash(config),
-        "git": _git_commit(),
-        "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
+        "git": versions.git_commit(),
+        "versions": versions.installed(),
     }
-
-
-def _git_commit() -> str:
-    """The commit of the source tree that runs, a plus for local changes; empty if installed."""
-    here = Path(__file__).resolve().parent
-    command = ["git", "-C", str(here), "describe", "--always", "--dirty=+", "--abbrev=12"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return done.stdout.strip()
 
 
 class Damaged(Exception):

@@ -1,0 +1,32 @@
+"""The commands around runs: what is there, what it came to, is this machine fit for more."""
+
+from jepa_vl.cli.verb import Verb
+
+JSON = "file to write the same numbers to"
+VERBS = {
+    "runs ls": Verb(
+        "list the runs below a folder",
+        "A row a run: objective and data, steps, status, kNN of the target encoder beside the\n"
+        "untrained network and raw pixels, RankMe, goodput, when it last wrote, and its newest\n"
+        "alarm. Reads text files alone; the runs may be going on.",
+        "jepa-vl runs ls --root runs",
+        root="folder to look below (default: runs)",
+        json=JSON,
+    ),
+    "runs show": Verb(
+        "what is known of a run",
+        "Status, quality, time, provenance, what its configuration changes of the defaults, and\n"
+        "the newest events.",
+        "jepa-vl runs show runs/quickstart",
+        words="RUN",
+        json=JSON,
+    ),
+    "runs compare": Verb(
+        "two runs or more, side by side",
+        "The keys of the configuration that differ, then the final numbers. A key that has come\n"
+        "since a run began counts as its default.",
+        "jepa-vl runs compare runs/a runs/b",
+        words="RUN",
+        json=JSON,
+    ),
+}
