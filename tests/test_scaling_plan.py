@@ -56,7 +56,7 @@ def test_what_follows_from_a_tiny_size():
 
 def test_rules_turn_a_size_into_values():
     asked = study.build(GIVEN | {"lr_width": 96, "lr_exponent": 0.5, "warmup": 0.06})
-    values = asked.values("i", family.size("384x2"), 500, 3)
+    values = asked.values_of("i", family.size("384x2"), 500, 3)
     assert values["optim.lr"] == pytest.approx(1e-3 / 2)
     # 8 images a step, half of the target gone after 800: a hundred steps.
     assert values["optim.ema"] ** 100 == pytest.approx(0.5, rel=1e-5)
@@ -78,9 +78,11 @@ def test_rules_turn_a_size_into_values():
     ({"grid": "isoflops"}, "did you mean 'isoflop'"),
     ({"bugdets": (1,)}, "did you mean 'budgets'"),
     ({"quality": "knn"}, "knn_error"),
-    ({"arms": {"a": {"optim.lr": 1.0}}}, "study.arms.a = 'optim.lr': set by"),
+    ({"arms": {"a": {"optim.lr": 1.0}}}, "study.arms.a = 'optim.lr': .* do not set"),
     ({"arms": {"a b": {}}}, "study.arms = 'a b'"),
     ({"arms": {"a": 1}}, "study.arms.a = 1"),
+    ({"values": {"seed": 1}}, "study.values = 'seed': .* do not set"),
+    ({"evaluation": {"data.kind": "x"}}, "study.evaluation = 'data.kind': a key of eval"),
     ({"factor": 0.5}, "study.factor = 0.5"),
     ({"arms": {"a": {"objectiv": "x"}}}, "objectiv = 'x': no such key"),
     ({"config": "absent.py"}, "--config = .*absent.py.*no such file"),

@@ -44,6 +44,13 @@ SHAPES = {  # what the option's value stands for, and its help
     "--again": ("", ""),  # a switch
     "--no-cache": ("", ""),  # a switch
     "--study": ("FILE", "Python file with get_study(): arms, sizes, budgets, seeds and rules"),
+    "--parallel": ("K", ""),
+    "--commands": ("WHERE", ""),
+    "--options": ("OPTIONS", ""),
+    "--collect": ("", ""),  # a switch
+    "--retry": ("", ""),  # a switch
+    "--replan": ("", ""),  # a switch
+    "--ledger": ("PATH", "ledger.jsonl of a study, or its folder"),
     "--csv": ("FILE", "table to read, with a header"),
     "--size": ("COLUMN", "of sizes, parameters say"),
     "--data": ("COLUMN", "of what was seen, images or tokens"),

@@ -68,8 +68,7 @@ def make(study: Study, rows: Sequence[Row], on: Machines | None = None) -> dict[
                 points += _points(study, arm, name, budget, cost, unique)
     return {
         "study": study.name, "study_hash": study.hash(), "config": study.config,
-        "topology": on.where.name if on else None, "quality": study.quality,
-        "tasks": list(study.tasks),
+        "topology": on.where.name if on else None,
         "optimum": {arm: law._asdict() for arm, law in best.items()}, "points": points,
     }  # fmt: skip
 
@@ -97,7 +96,8 @@ def config_of(study: Study, values: Mapping[str, Any]) -> Config:
 def _unique(study: Study, arm: str) -> int:
     from jepa_vl.data import sources
 
-    return len(sources.open_sources(config_of(study, study.arms[arm]))[0])
+    values = study.values | study.arms[arm]
+    return len(sources.open_sources(config_of(study, values))[0])
 
 
 def _cost(study: Study, arm: str, name: str, on: Machines | None) -> plan.Cost | str:
@@ -106,7 +106,7 @@ def _cost(study: Study, arm: str, name: str, on: Machines | None) -> plan.Cost |
     from jepa_vl.training import flops
     from jepa_vl.training import state as train_state
 
-    values = study.values(arm, family.size(name), NOMINAL, study.seeds[0])
+    values = study.values_of(arm, family.size(name), NOMINAL, study.seeds[0])
     try:
         config = config_of(study, values)
         objective, batch = objectives.build(config), train_state.batch_spec(config)
@@ -148,7 +148,7 @@ def _points(
     told = plan.numbers(study, steps, unique, cost)
     out = []
     for seed in study.seeds:
-        values = study.values(arm, size, steps, seed)
+        values = study.values_of(arm, size, steps, seed)
         point = _named(study, arm, name, budget, seed)
         if not told["refused"]:
             try:

@@ -15,6 +15,31 @@ VERBS = {
         topology="also compile each size for it: what does not fit is refused, chip-hours counted",
         json="file to write",
     ),
+    "scaling run": Verb(
+        "train and evaluate the points of a plan, or print how to",
+        "Each point is a `jepa-vl train` that resumes and a `jepa-vl eval` of its last\n"
+        "checkpoint; its row goes to OUT/ledger.jsonl. SIGINT and SIGTERM let the points save;\n"
+        "the same command goes on, and several on one folder share the work. What has failed\n"
+        "stays as it is, with its reason, unless --retry. With --commands nothing is run: one\n"
+        "launch command a row is printed, and --collect later evaluates and enters what such runs\n"
+        "have left in OUT. Exit code 3 where it was stopped, or others still work on points.",
+        "jepa-vl scaling run --study studies/scaling.py --out runs/scaling --parallel 2",
+        study="",
+        out="folder of the study",
+        parallel="points at a time (default: 1)",
+        commands="print commands for: local, slurm, tpu_vm, xpk or jobset",
+        options="of that launcher, as in '--cluster C --image I --type v5e-256'",
+        collect="only what has been trained already: evaluate it and write its row",
+        retry="also points that have failed",
+        replan="make plan.json anew, from the ledger so far",
+    ),
+    "scaling ledger": Verb(
+        "how far a study is, and its points as a table",
+        "Prints a line a point, done or not; --csv writes all that is known of each.",
+        "jepa-vl scaling ledger --ledger runs/scaling --csv points.csv",
+        ledger="",
+        csv="file to write: a line a point",
+    ),
     "scaling fit": Verb(
         "fit a scaling law to a table",
         "L(N, D) = E + A / N^alpha + B / D^beta, of a CSV file with a header, a row a\n"

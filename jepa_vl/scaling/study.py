@@ -25,6 +25,7 @@ class Study:
       name: of the study, in its ledger.
       config: base configuration, FILE[:ARGS] as of --config; from the study file's folder on.
       arms: name -> values of the configuration that this arm changes.
+      values: of the configuration that all points change, beside the arm's.
       sizes: see :mod:`.family`.
       budgets: FLOPs of a run each, as ``training/flops.py`` counts them.
       seeds: of the runs.
@@ -41,6 +42,8 @@ class Study:
       least_steps: a point with fewer steps after its warm-up is refused.
       most_epochs: and one that sees the training images more often.
       tasks: of `jepa-vl eval`, on the final checkpoint.
+      evaluation: values of eval.* that it changes; its seed is 0 at all points, so that they are
+        measured on the same images.
       quality: what laws are fitted to.
     """
 
@@ -55,6 +58,8 @@ class Study:
     ema_half_life: float
     optimum_size: float
     optimum_compute: float
+    values: dict = dataclasses.field(default_factory=dict)
+    evaluation: dict = dataclasses.field(default_factory=dict)
     lr_width: int = 96
     lr_exponent: float = 0.0
     warmup: float = 0.1
@@ -79,13 +84,14 @@ class Study:
         """Of the EMA a step: a half after ``ema_half_life`` images."""
         return float(f"{0.5 ** (self.batch_size / self.ema_half_life):.8g}")
 
-    def values(self, arm: str, size: family.Size, steps: int, seed: int) -> dict[str, Any]:
+    def values_of(self, arm: str, size: family.Size, steps: int, seed: int) -> dict[str, Any]:
         """The keys of the configuration that a point changes; those of the arm come last."""
         ema, warmup = self.momentum(), self.warmup_of(steps)
         return {
             **size.overrides(), "train.batch_size": self.batch_size, "train.steps": steps,
             "optim.lr": self.rate(size.width), "optim.warmup_steps": warmup,
-            "optim.ema": ema, "optim.final_ema": ema, "seed": seed, **self.arms[arm],
+            "optim.ema": ema, "optim.final_ema": ema, "seed": seed,
+            **self.values, **self.arms[arm],
         }  # fmt: skip
 
     def warmup_of(self, steps: int) -> int:
@@ -134,7 +140,8 @@ def build(given: Any) -> Study:
     for name in given:
         one_of(f"key of {TEXT}", name, fields)
     for name, field in fields.items():
-        if name not in given and field.default is dataclasses.MISSING:
+        missing = field.default is field.default_factory is dataclasses.MISSING
+        if name not in given and missing:
             raise ConfigError(f"{TEXT}.{name}", None, "must be given")
     typed = {name: _typed(name, value, fields[name].type) for name, value in given.items()}
     study = Study(**typed)
@@ -178,7 +185,14 @@ def _check(study: Study) -> None:
     for name in study.sizes:
         family.size(name if isinstance(name, str) else repr(name))
     check_quality(study.quality, forced=study.quality == TRAIN_LOSS)
-    _check_arms(study.arms)
+    _check_values("values", study.values)
+    for arm, values in study.arms.items():
+        if not isinstance(arm, str) or not arm.replace("-", "").replace("_", "").isalnum():
+            raise ConfigError(f"{TEXT}.arms", arm, "a name of letters, digits, - and _")
+        _check_values(f"arms.{arm}", values)
+    for key in study.evaluation:
+        if not isinstance(key, str) or not key.startswith("eval."):
+            raise ConfigError(f"{TEXT}.evaluation", key, "a key of eval.*")
 
 
 def _above_0(name: str, value: Any) -> None:
@@ -186,12 +200,10 @@ def _above_0(name: str, value: Any) -> None:
         raise ConfigError(f"{TEXT}.{name}", value, "a number above 0")
 
 
-def _check_arms(arms: dict[str, Any]) -> None:
-    for arm, values in arms.items():
-        if not isinstance(arm, str) or not arm.replace("-", "").replace("_", "").isalnum():
-            raise ConfigError(f"{TEXT}.arms", arm, "a name of letters, digits, - and _")
-        if not isinstance(values, dict):
-            raise ConfigError(f"{TEXT}.arms.{arm}", values, "a dictionary: key -> value")
-        for key in values:
-            if key in RULED:
-                raise ConfigError(f"{TEXT}.arms.{arm}", key, "set by sizes, seeds and rules alone")
+def _check_values(name: str, values: Any) -> None:
+    if not isinstance(values, dict):
+        raise ConfigError(f"{TEXT}.{name}", values, "a dictionary: key -> value")
+    for key in values:
+        if not isinstance(key, str) or key in RULED:
+            rule = "a key of the configuration that sizes, seeds and rules do not set"
+            raise ConfigError(f"{TEXT}.{name}", key, rule)

@@ -345,6 +345,8 @@ class Run:
             "compiles": self.compiles(),
             "goodput": self.clock.summary(),
             "images_per_second": writer.speed(),
+            "devices": self.mesh.size,
+            "device_kind": self.mesh.devices.flat[0].device_kind,
             "bad_steps": writer.last("bad_steps") or 0,
             "bad_samples": dict(self.faults.total()),
             "rewinds": self.keeper.course.rewinds,
