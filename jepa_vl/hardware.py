@@ -38,7 +38,7 @@ class Chip:
       link: of one interconnect link in one direction, bytes/s.
       links: links that one axis of a mesh uses at once (both directions of a ring).
       fsdp: devices that parameters are sharded over unless the configuration says otherwise;
-        more would leave slivers below a tile of the compiler (README, "To the pod").
+        more would leave slivers below a tile of the compiler (docs/guides/pods.md).
       per_host: chips of one host.
       cores: TensorCores that an accelerator name counts for each chip; 1: the name counts chips.
       dimensions: of the pod's torus; 0: no TPU.
