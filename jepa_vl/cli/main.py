@@ -53,6 +53,8 @@ SHAPES = {  # what the option's value stands for, and its help
     "--ledger": ("PATH", "ledger.jsonl of a study, or its folder"),
     "--csv": ("FILE", "table to read, with a header"),
     "--size": ("COLUMN", "of sizes, parameters say"),
+    "--widths": ("W,W,...", ""),
+    "--steps": ("N", ""),
     "--data": ("COLUMN", "of what was seen, images or tokens"),
     "--loss": ("COLUMN", "of what the law predicts"),
     "--run": ("COLUMN", ""),

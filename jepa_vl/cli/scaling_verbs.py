@@ -60,4 +60,16 @@ VERBS = {
         predict="SIZE,DATA of a run whose loss is foretold",
         json="file to write",
     ),
+    "scaling coords": Verb(
+        "do layers move as far at every width? standard and muP side by side",
+        "Trains models of several widths for some steps on one batch (ijepa or tcjepa), without\n"
+        "and with muP from the narrowest on, and prints the slope of log change over log width of\n"
+        "each layer: 0 where a learning rate can be taken from a narrow model to a wide one.\n"
+        "Predictor, MLPs and the number of heads grow with the encoder; text towers stay.",
+        "jepa-vl scaling coords --config configs/quickstart.py --widths 48,96,192 --out coords",
+        config="",
+        widths="encoder widths, growing (default: that of the configuration, twice, four times)",
+        steps="of training (default: 5)",
+        out="folder for coords.png and coords.json",
+    ),
 }
