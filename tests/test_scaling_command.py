@@ -6,7 +6,9 @@ import json
 import pytest
 
 from jepa_vl.cli.main import main
+from jepa_vl.scaling import ledger
 from tests.test_scaling_fit import PLANTED, planted
+from tests.test_scaling_ledger import study
 
 
 @pytest.fixture(scope="module")
@@ -67,3 +69,36 @@ def test_bad_options_are_one_clear_line(table, words, named, capsys):
     assert fitted(table, *words)[0] == 5
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and named in said
+
+
+def test_a_ledger_is_fitted_by_its_flops_and_the_noise_of_its_seeds(tmp_path, capsys):
+    book = ledger.Ledger(tmp_path / "ledger.jsonl")
+    for row in study():
+        assert book.append(row)
+    words = ["scaling", "fit", "--ledger", str(tmp_path), "--draws", "50"]
+    assert main([*words, "--json", str(tmp_path / "fit.json")]) == 0
+    page = json.loads((tmp_path / "fit.json").read_text())
+    assert (page["y"], page["arm"], page["points"]) == ("knn_error", "a", 18)
+    assert page["alpha"] == pytest.approx(0.3, abs=0.02) and page["E"] == pytest.approx(
+        0.2, abs=0.02
+    )
+    capsys.readouterr()
+    for more, said in (
+        (["--y", "train_loss"], "--y = 'train_loss': the training loss of a JEPA"),
+        (["--csv", "x.csv"], "give --csv FILE or --ledger PATH"),
+        (["--size", "N"], "--size = 'N': of --csv"),
+        (["--arm", "b"], "--arm = 'b': one of 'a'"),
+    ):
+        assert main([*words, *more]) == 5
+        err = capsys.readouterr().err
+        assert err.count("\n") == 1 and said in err
+
+
+def test_a_column_of_raw_training_losses_is_refused_unless_forced(tmp_path, capsys):
+    path = tmp_path / "points.csv"
+    rows = [f"{1e6 * n},{1e7 * d},{2 + n**-0.3 + d**-0.3}" for n in (1, 2, 4) for d in (1, 3, 9)]
+    path.write_text("\n".join(["N,D,train/loss", *rows]))
+    words = ["scaling", "fit", "--csv", str(path), "--size", "N", "--data", "D", "--draws", "20"]
+    assert main([*words, "--loss", "train/loss"]) == 5
+    assert "--force fits it all the same" in capsys.readouterr().err
+    assert main([*words, "--loss", "train/loss", "--force"]) == 0

@@ -48,6 +48,9 @@ SHAPES = {  # what the option's value stands for, and its help
     "--commands": ("WHERE", ""),
     "--options": ("OPTIONS", ""),
     "--collect": ("", ""),  # a switch
+    "--y": ("NAME", ""),
+    "--arm": ("NAME", ""),
+    "--force": ("", ""),  # a switch
     "--retry": ("", ""),  # a switch
     "--replan": ("", ""),  # a switch
     "--ledger": ("PATH", "ledger.jsonl of a study, or its folder"),

@@ -9,32 +9,54 @@ from jepa_vl.cli import configs, outputs
 from jepa_vl.cli.columns import columns
 from jepa_vl.cli.numbers import positive, whole
 from jepa_vl.config import ConfigError, one_of
-from jepa_vl.scaling import bootstrap, budgets, judge, law
+from jepa_vl.scaling import bootstrap, budgets, judge, law, ledger, table
 from jepa_vl.scaling.fit import METHODS, fit
 
 
 def run(args: argparse.Namespace, overrides: Sequence[configs.Override]) -> int:
-    """Fits the table, prints and writes what was found.
+    """Fits the table or the ledger, prints and writes what was found.
 
     Raises:
-      ConfigError: the table cannot be read or does not tell five parameters, or an option.
+      ConfigError: the points cannot be read or do not tell five parameters, or an option.
     """
     method = args.method or "vp"
     one_of("--method", method, METHODS)
     draws, seed = whole("--draws", args.draws or "1000", 20), whole("--seed", args.seed or "0", 0)
     asked = _asked(args.predict)
     out = outputs.json_file(args)
-    points = law.read_csv(
-        Path(args.csv).expanduser(), args.size, args.data, args.loss, args.run or ""
-    )
+    points, source = _points(args)
     points, dropped = judge.drop_highest(
         points, whole("--drop-highest", args.drop_highest or "0", 0)
     )
     page = found(points, method, draws, seed, asked)
-    page |= {"csv": args.csv, "dropped_rows": [row + 1 for row in dropped]}
+    page |= source | {"dropped_rows": [row + 1 for row in dropped]}
     print("\n".join(told(page)))
     outputs.write(out, page)
     return 0
+
+
+def _points(args: argparse.Namespace) -> tuple[law.Points, dict[str, Any]]:
+    """What is fitted, and where it comes from."""
+    if bool(args.csv) == bool(args.ledger):
+        raise ConfigError("--csv", args.csv or "", "give --csv FILE or --ledger PATH")
+    of_table = {"--size": args.size, "--data": args.data, "--loss": args.loss, "--run": args.run}
+    of_ledger = {"--y": args.y, "--arm": args.arm}
+    for option, value in (of_ledger if args.csv else of_table).items():
+        if value is not None:
+            raise ConfigError(option, value, f"of {'--ledger' if args.csv else '--csv'}")
+    if args.csv:
+        for option in ("--size", "--data", "--loss"):
+            if not of_table[option]:
+                raise ConfigError(option, of_table[option] or "", "give COLUMN, of the table")
+        table.check_column(args.loss, args.force)
+        path = Path(args.csv).expanduser()
+        read = law.read_csv(path, args.size, args.data, args.loss, args.run or "")
+        return read, {"csv": args.csv}
+    path = Path(args.ledger).expanduser()
+    rows = ledger.read(path / ledger.FILE if path.is_dir() else path)
+    y = args.y or "knn_error"
+    read = table.points(rows, y, args.arm or "", args.force)
+    return read, {"ledger": args.ledger, "y": y, "arm": args.arm or table.arms(rows)[0]}
 
 
 def _asked(text: str | None) -> tuple[float, float] | None:
@@ -52,7 +74,6 @@ def found(
     """All that the points say, fit for JSON."""
     best = fit(points, method)
     drawn = bootstrap.draw(points, best, method, draws, seed)
-    compute = budgets.compute_of(points)
     page: dict[str, Any] = {
         "method": method, **best.law._asdict(), "a": best.law.exponent,
         "objective": best.objective, "points": len(points.loss), "runs": int(points.run.max()) + 1,
@@ -70,7 +91,7 @@ def found(
             "size": asked[0], "data": asked[1], "loss": float(best.law(*asked)),
             "interval": list(drawn.interval(drawn.predict(*asked))),
         }  # fmt: skip
-        warning = judge.far_beyond(asked[0] * asked[1], compute)
+        warning = judge.far_beyond(asked[0] * asked[1], points.size * points.data)
         page["notes"] += [f"the forecast is for {warning}"] if warning else []
     return page
 
@@ -89,10 +110,10 @@ def told(page: Mapping[str, Any]) -> list[str]:
     ]
     if page["best_sizes"]:
         lines += ["", "best sizes by parabolas:"]
-        table = [("N D", "N*", "L*")]
+        best = [("FLOPs" if "ledger" in page else "N D", "N*", "L*")]
         for one in page["best_sizes"]:
-            table.append((f"{one['compute']:.4g}", f"{one['size']:.4g}", f"{one['loss']:.4g}"))
-        lines += columns(table, (0, 1, 2))
+            best.append((f"{one['compute']:.4g}", f"{one['size']:.4g}", f"{one['loss']:.4g}"))
+        lines += columns(best, (0, 1, 2))
     if held := page.get("held_out"):
         lines.append(
             f"\nlargest budget, foretold from the others: {held['rows']} points, relative error "

@@ -41,17 +41,22 @@ VERBS = {
         csv="file to write: a line a point",
     ),
     "scaling fit": Verb(
-        "fit a scaling law to a table",
+        "fit a scaling law to a table or a ledger",
         "L(N, D) = E + A / N^alpha + B / D^beta, of a CSV file with a header, a row a\n"
-        "measurement: by variable projection (vp, least squares of L) or from many starts by\n"
-        "Huber's loss of log L (huber). Prints the parameters with 95 % intervals by the\n"
-        "bootstrap over runs, the sizes that are best by parabolas through budgets, and how well\n"
-        "the largest budget is foretold from the others.",
+        "measurement, or of a study's ledger: by variable projection (vp, least squares of L) or\n"
+        "from many starts by Huber's loss of log L (huber). Prints the parameters with 95 %\n"
+        "intervals by the bootstrap over runs, the sizes that are best by parabolas through\n"
+        "budgets, and how well the largest budget is foretold from the others. Of a ledger N is\n"
+        "the encoder's parameters, D images seen, and points weigh as their seeds agree.",
         "jepa-vl scaling fit --csv points.csv --size N --data D --loss loss --json fit.json",
-        csv="",
-        size="",
-        data="",
-        loss="",
+        csv="table to read, with a header; or give --ledger",
+        size="column of sizes, parameters say",
+        data="column of what was seen, images or tokens",
+        loss="column of what the law predicts",
+        ledger="of a study, or its folder; or give --csv",
+        y="of a ledger: knn_error (default), fewshot_error, probe_error, or train_loss by --force",
+        arm="of a ledger: the one that is fitted",
+        force="fit the raw training loss all the same",
         run="column that tells runs apart (default: each row is one)",
         method="vp (default) or huber",
         drop_highest="leave out so many rows of the highest loss (default: 0)",

@@ -17,6 +17,7 @@ RAW = (
     "the training loss of a JEPA is against its own target: it differs in scale between sizes, EMA "
     "and masks, and is least where features collapse; --force fits it all the same"
 )
+RAW_NAMES = (TRAIN_LOSS, "loss_train", "training_loss")  # of columns
 PRIOR = 4  # degrees of freedom of the common noise, against those of a budget
 
 
@@ -53,6 +54,17 @@ def check_quality(name: str, forced: bool) -> None:
     one_of("--y", name, QUALITIES)
     if name == TRAIN_LOSS and not forced:
         raise ConfigError("--y", name, RAW)
+
+
+def check_column(name: str, forced: bool) -> None:
+    """Refuses a column of another table that is a raw training loss by its name, unless forced.
+
+    Raises:
+      ConfigError: it is.
+    """
+    plain = name.lower().replace("/", "_").replace(".", "_").replace("-", "_").replace(" ", "_")
+    if plain in RAW_NAMES and not forced:
+        raise ConfigError("--loss", name, RAW)
 
 
 def finished(rows: Sequence[Row], arm: str = "") -> list[Row]:
