@@ -212,3 +212,13 @@ def test_memory_and_hours_of_a_topology_count(tmp_path, monkeypatch, capsys):
     assert main([*words, "--topology", "cpu-4"]) == 0
     assert "chip-hours on cpu-4" in capsys.readouterr().out
     assert main([*words, "--topology", "v9-4"]) == 5
+
+
+def test_the_study_that_is_shipped_loads_and_each_of_its_sizes_is_a_configuration():
+    asked = study.load(str(ROOT / "studies" / "scaling.py"))
+    for arm in asked.arms:
+        for name in asked.sizes:
+            values = asked.values_of(arm, family.size(name), 100, asked.seeds[-1])
+            config = scaling_points.config_of(asked, values)
+            assert (config.objective, config.seed) == (arm, 1)
+    assert min(len(asked.sizes), len(asked.budgets)) >= 4 and len(asked.seeds) >= 2
