@@ -13,6 +13,7 @@ from jepa_vl.evaluators import attentive, crops, linear
 from jepa_vl.evaluators.base import Features
 from jepa_vl.evaluators.network import Network
 from jepa_vl.models import attentive as module
+from jepa_vl.schema import MeshConfig
 from jepa_vl.training import state as train_state
 from tests.tiny import tiny
 
@@ -70,7 +71,7 @@ def marked(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 class _Blind:
-    depth = 1
+    depth, mesh = 1, None
 
 
 def planted() -> crops.Cropped:
@@ -98,13 +99,15 @@ def test_attention_solves_what_no_average_tells(monkeypatch):
     assert pooled.scores["accuracy"] < 0.65
 
 
-def test_heads_trained_together_are_heads_trained_alone(monkeypatch):
-    found = planted()
+def test_heads_trained_together_on_eight_devices_are_heads_trained_alone_on_one(
+    quick_compilation,
+):
+    found, mesh = planted(), sharding.make_mesh(MeshConfig(), jax.devices())
     views, labels = found.views[:24], found.centres.train_labels[:24]
     probe = module.Attentive(2, 0, 4)
     plan = attentive.heads.Plan(6, 8, linear.cosine, False, 0.0, 0)
     grid = [(1e-3, 0.01), (5e-3, 0.0)]
-    both = attentive.train(probe, views, labels, grid, plan)
+    both = attentive.train(probe, views, labels, grid, plan, mesh)
     for i, one in enumerate(grid):
         alone = attentive.train(probe, views, labels, [one], plan)
         for a, b in zip(jax.tree.leaves(both), jax.tree.leaves(alone), strict=True):
@@ -117,7 +120,7 @@ def test_rates_rise_from_the_start_for_a_quarter_and_fall_to_nothing():
         assert attentive.rate(1e-3, progress) == pytest.approx(expected)
 
 
-def test_the_whole_path_from_images_and_the_twenty_heads_of_its_protocol(monkeypatch):
+def test_the_whole_path_from_images_and_the_twenty_heads_of_its_protocol(quick_compilation):
     how = {"eval.crops": 1, "eval.probe_steps": 2, "eval.probe_batch": 8, "eval.batch_size": 7}
     config = tiny(**how)
     objective = objectives.build(config)

@@ -14,6 +14,7 @@ from jepa_vl.data import sources
 from jepa_vl.evaluators import REGISTRY, crops, heads, linear
 from jepa_vl.evaluators.base import Features
 from jepa_vl.evaluators.network import Network
+from jepa_vl.schema import MeshConfig
 from jepa_vl.training import state as train_state
 from tests.test_probes import blobs
 from tests.tiny import tiny
@@ -77,11 +78,13 @@ def test_heads_are_what_torch_trains_one_by_one():
 
 
 def test_lars_scales_the_step_of_matrices_by_their_norm_and_leaves_biases_alone():
+    """On eight devices, two images of each batch on each."""
     x, labels = problem()
-    p = plan(lars=True)
+    p = plan(lars=True, batch=16)
+    mesh = sharding.make_mesh(MeshConfig(), jax.devices())
     grid = heads.Heads.grid((20.0,), (0.0005,), (True,))
     first = heads.start(grid, 12, 4, seed=3)
-    ours = heads.train(x, labels, first, grid, p)
+    ours = heads.train(x, labels, first, grid, p, mesh)
     w, b = first.weight[0].astype(np.float64), np.zeros(4)
     fast, slow = np.zeros_like(w), np.zeros_like(b)
     for rows, views, factor in steps_of(x, p):
@@ -139,7 +142,7 @@ def test_an_epoch_shows_every_image_once_and_a_batch_is_no_larger_than_the_data(
 class _Blind:
     """A network that nothing is read of."""
 
-    depth = 4
+    depth, mesh = 4, None
 
 
 NAMES = tuple(linear.RECIPES)

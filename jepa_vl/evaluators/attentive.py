@@ -8,9 +8,10 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from jepa_vl.config import Config
-from jepa_vl.evaluators import adam, crops, heads
+from jepa_vl.evaluators import adam, crops, features, heads, spread
 from jepa_vl.evaluators.base import NETWORK, Measured, Measures, register
 from jepa_vl.evaluators.fast import HELD
 from jepa_vl.evaluators.linear import cosine, decide, held_tenth
@@ -38,6 +39,7 @@ def train(
     labels: Array,
     grid: list[tuple[float, float]],
     plan: heads.Plan,
+    mesh: Mesh | None = None,
 ) -> PyTree:
     """Trains a probe for each learning rate and weight decay on the same batches.
 
@@ -47,6 +49,7 @@ def train(
       labels: int [n], in [0, C).
       grid: peak learning rate and weight decay of each probe; matrices alone decay.
       plan: of steps and batches; its factor is not used.
+      mesh: devices that share each batch where they divide it; None: one.
 
     Returns:
       Parameters with the probes as leading axis.
@@ -54,7 +57,6 @@ def train(
     first = attentive.start(module, views.shape[2], views.shape[3], plan.seed)
     many = jax.tree.map(lambda p: jnp.broadcast_to(p, (len(grid), *p.shape)), first)
     decays = jnp.array([decay for _, decay in grid], jnp.float32)
-    data, truth = jnp.asarray(views), jnp.asarray(labels, jnp.int32)
 
     def one(params: PyTree, moments: Any, speed: Array, decay: Array, x: Array, y: Array) -> tuple:
         def loss(params: PyTree) -> Array:
@@ -64,26 +66,35 @@ def train(
         every = jax.tree.map(lambda p: decay * (p.ndim > 1), params)
         return adam.update(params, jax.grad(loss)(params), moments, speed, every)
 
-    def step(state: tuple, batch: tuple) -> tuple:
+    def step(state: tuple, data: tuple, batch: tuple) -> tuple:
         rows, which, speeds = batch
         many, moments = state
+        now, truth = spread.rows(data[0], rows, which), spread.rows(data[1], rows)
         mapped = jax.vmap(one, (0, 0, 0, 0, None, None))
-        return mapped(many, moments, speeds, decays, data[rows, which], truth[rows]), None
+        return mapped(many, moments, speeds, decays, now, truth)
 
-    state = many, jax.vmap(adam.start)(many)
-    run = jax.jit(lambda state, part: jax.lax.scan(step, state, part)[0])
-    done = 0
-    for rows, which in heads.batches(len(views), views.shape[1], plan):
-        progress = (done + np.arange(len(rows))) / plan.steps
-        speeds = [[rate(peak, p) for peak, _ in grid] for p in progress]
-        state = run(state, (rows, which, np.array(speeds, np.float32)))
-        done += len(rows)
-    return state[0]
+    def parts() -> Iterator[tuple]:
+        done = 0
+        for rows, which in heads.batches(len(views), views.shape[1], plan):
+            progress = (done + np.arange(len(rows))) / plan.steps
+            speeds = [[rate(peak, p) for peak, _ in grid] for p in progress]
+            yield rows, which, np.array(speeds, np.float32)
+            done += len(rows)
+
+    data = np.asarray(views, np.float32), np.asarray(labels, np.int32)
+    return spread.scan(step, (many, jax.vmap(adam.start)(many)), data, parts(), mesh)[0]
 
 
-def predict(module: Attentive, probes: PyTree, tokens: Array, batch: int) -> Array:
-    """The likeliest class by each probe: float32 [m, T, D] -> int [probes, m]."""
-    say = jax.jit(jax.vmap(lambda p, x: attentive.apply(module, p, x).argmax(-1), (0, None)))
+def predict(
+    module: Attentive, probes: PyTree, tokens: Array, batch: int, mesh: Mesh | None = None
+) -> Array:
+    """The likeliest class by each probe: float32 [m, T, D] -> int [probes, m].
+
+    ``batch`` images at a time, or the next multiple of the mesh's devices.
+    """
+    every = jax.vmap(lambda p, x: attentive.apply(module, p, x).argmax(-1), (0, None))
+    devices = spread.over(mesh)
+    say, batch = features.over(devices, every), -(-batch // devices.size) * devices.size
 
     def parts() -> Iterator[Array]:
         for start in range(0, len(tokens), batch):
@@ -143,9 +154,10 @@ class Probes(Measures):
         steps = min(steps, e.probe_steps or steps)
         plan = heads.Plan(steps, batch, cosine, False, 0.0, self.config.seed)
         module = Attentive(len(names), self.blocks, self.heads)
-        probes = train(module, views, seen, self.grid, plan)
-        inner = predict(module, probes, centres.train[held], e.batch_size)
-        outer = names[predict(module, probes, centres.held_out, e.batch_size)]
+        mesh = self.network.mesh
+        probes = train(module, views, seen, self.grid, plan, mesh)
+        inner = predict(module, probes, centres.train[held], e.batch_size, mesh)
+        outer = names[predict(module, probes, centres.held_out, e.batch_size, mesh)]
         settings = [{"learning_rate": r, "weight_decay": d} for r, d in self.grid]
         return decide(inner == labels[held], outer == centres.held_out_labels, settings, centres)
 

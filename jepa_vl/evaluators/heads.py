@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
+from jepa_vl.evaluators import spread
 from jepa_vl.shapes import Array
 
 INIT_STD = 0.01
@@ -100,7 +102,14 @@ def _loss(weight: Array, bias: Array, x: Array, labels: Array) -> Array:
     return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1))
 
 
-def train(x: Array, labels: Array, first: Trained, heads: Heads, plan: Plan) -> Trained:
+def train(
+    x: Array,
+    labels: Array,
+    first: Trained,
+    heads: Heads,
+    plan: Plan,
+    mesh: Mesh | None = None,
+) -> Trained:
     """Trains all heads on the same batches.
 
     Args:
@@ -109,6 +118,7 @@ def train(x: Array, labels: Array, first: Trained, heads: Heads, plan: Plan) -> 
       first: see :func:`start`.
       heads: their settings.
       plan: at most n images a batch.
+      mesh: devices that share each batch where they divide it; None: one.
 
     Returns:
       The heads after the last step.
@@ -132,29 +142,29 @@ def train(x: Array, labels: Array, first: Trained, heads: Heads, plan: Plan) -> 
         bias, slow = update(bias, grads[1], speeds[1], rate, jnp.float32(0))
         return weight, bias, (fast, slow)
 
-    def step(state: tuple, batch: tuple) -> tuple:
+    def step(state: tuple, data: tuple, batch: tuple) -> tuple:
         held, mean, variance = state
         rows, views, factor = batch
-        now = data[rows, views]
-        centre, spread = now.mean(axis=0), now.var(axis=0)
-        both = now, (now - centre) * jax.lax.rsqrt(spread + plan.eps)
-        unbiased = spread * (len(rows) / max(1, len(rows) - 1))  # as torch's running variance
+        now, truth = spread.rows(data[0], rows, views), spread.rows(data[1], rows)
+        centre, width = now.mean(axis=0), now.var(axis=0)
+        both = now, (now - centre) * jax.lax.rsqrt(width + plan.eps)
+        unbiased = width * (len(rows) / max(1, len(rows) - 1))  # as torch's running variance
         mean = (1 - BN_MOMENTUM) * mean + BN_MOMENTUM * centre
         variance = (1 - BN_MOMENTUM) * variance + BN_MOMENTUM * unbiased
         every = jax.vmap(one_head, (0, 0, None, None, None))
-        return (every(held, heads, both, truth[rows], factor), mean, variance), None
+        return every(held, heads, both, truth, factor), mean, variance
 
-    data, truth = jnp.asarray(x), jnp.asarray(labels, jnp.int32)
+    def parts() -> Iterator[tuple]:
+        done = 0
+        for rows, views in batches(len(x), x.shape[1], plan):
+            progress = (done + np.arange(len(rows))) / plan.steps
+            yield rows, views, np.array([plan.factor(p) for p in progress], np.float32)
+            done += len(rows)
+
     still = np.zeros_like(first.weight), np.zeros_like(first.bias)
     state = (first.weight, first.bias, still), first.mean, first.variance
-    run = jax.jit(lambda state, part: jax.lax.scan(step, state, part)[0])
-    done = 0
-    for rows, views in batches(len(x), x.shape[1], plan):
-        progress = (done + np.arange(len(rows))) / plan.steps
-        factors = np.array([plan.factor(p) for p in progress], np.float32)
-        state = run(state, (rows, views, factors))
-        done += len(rows)
-    (weight, bias, _), mean, variance = jax.device_get(state)
+    data = np.asarray(x, np.float32), np.asarray(labels, np.int32)
+    (weight, bias, _), mean, variance = spread.scan(step, state, data, parts(), mesh)
     return Trained(weight, bias, mean, variance)
 
 

@@ -201,7 +201,7 @@ class Probe(Measures):
         plan = self.plan(int((~held).sum()))
         grid = self.grid._replace(rate=self.grid.rate * np.float32(plan.batch / 256))
         first = heads.start(grid, views.shape[-1], classes, self.config.seed)
-        trained = heads.train(views[~held], labels[~held], first, grid, plan)
+        trained = heads.train(views[~held], labels[~held], first, grid, plan, self.network.mesh)
         inner, outer = (heads.predict(trained, grid, x, plan.eps) for x in (centres[held], test))
         return inner, outer
 
