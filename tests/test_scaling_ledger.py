@@ -51,6 +51,7 @@ def test_eight_writers_and_kills_at_random_tear_lose_and_double_nothing(tmp_path
 
     writers = [start() for _ in range(8)]
     while not (path.exists() and path.stat().st_size):
+        assert all(writer.poll() is None for writer in writers)
         time.sleep(0.01)
     for _ in range(16):
         time.sleep(rng.uniform(0.01, 0.1))

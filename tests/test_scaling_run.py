@@ -48,7 +48,7 @@ if asked("KILL") and not (work / "killed").exists():
 if asked("WAIT"):
     signal.signal(signal.SIGTERM, lambda *_: ((work / "saved").touch(), sys.exit(3)))
     (work / "ready").touch()
-    time.sleep(60)
+    time.sleep(600)
 row = {"step": int(values["train.steps"]), "loss": 0.5}
 (work / "metrics.jsonl").write_text(json.dumps(row) + "\\n")
 result = {"status": "done", "steps": row["step"], "seconds": 7200.0, "devices": 2}
@@ -158,7 +158,7 @@ def runner_of(study, folder):
 
 
 def wait_for(*files: Path) -> None:
-    until = time.monotonic() + 60
+    until = time.monotonic() + 300
     while not all(file.exists() for file in files):
         assert time.monotonic() < until, files
         time.sleep(0.02)
@@ -200,7 +200,7 @@ def test_a_point_whose_runner_was_killed_is_not_started_beside_it(study, tmp_pat
     assert "11 done" in capsys.readouterr().out and len(rows(tmp_path)) == 11
     os.kill(orphan, signal.SIGTERM)
     wait_for(job.workdir / "saved")
-    until = time.monotonic() + 60
+    until = time.monotonic() + 300
     while main(study) != 0:  # the orphan leaves in its own time
         assert time.monotonic() < until
         time.sleep(0.05)
