@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import signal
 import subprocess
@@ -251,6 +252,19 @@ def test_a_run_of_another_configuration_than_planned_is_no_result(study, tmp_pat
     (job.workdir / "config.json").write_text(json.dumps(meta))
     row = job.row(0, "")
     assert row["status"] == "failed" and "plan anew" in row["reason"]
+
+
+def test_a_row_holds_null_where_a_number_is_none(study, tmp_path):
+    job = jobs_of(study, tmp_path)[0]
+    job.workdir.mkdir(parents=True)
+    meta = {"config": to_dict(tiny(**{"data.kind": "tar", "data.path": str(tmp_path / "gone")}))}
+    (job.workdir / "config.json").write_text(json.dumps(meta))
+    result = {"task": "knn", "features": "encoder", "metrics": {"k20": 0.5, "spread": math.nan}}
+    (job.workdir / "eval_scaling.json").write_text(json.dumps({"results": [result]}))
+    row = job.row(0, "")
+    assert row["evals"][0]["metrics"] == {"k20": 0.5, "spread": None}
+    assert row["caption_tokens"] is None and row["chip_hours"] is None
+    assert ledger.Ledger(tmp_path / "ledger.jsonl").append(row)
 
 
 @pytest.mark.slow

@@ -3,11 +3,12 @@
 import dataclasses
 import datetime
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jepa_vl.config import reads_text, resolve
+from jepa_vl.config import ConfigError, reads_text, resolve
 
 EVAL = "eval_scaling.json"  # the card of the final checkpoint
 STOPPED = 4  # exit code of a training whose loss or features ended it
@@ -47,7 +48,16 @@ def make(point: Mapping[str, Any], workdir: Path, code: int, reason: str) -> dic
     page = _json(workdir / EVAL)
     row["checkpoint_hash"] = page.get("checkpoint_hash")
     row["evals"] = [{key: one.get(key) for key in KEPT} for one in page.get("results", ())]
-    return row
+    return _finite(row)
+
+
+def _finite(value: Any) -> Any:
+    """Null in the place of NaN and infinities, which JSON has no words for."""
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _clock(result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -75,12 +85,16 @@ def _caption_tokens(meta: Mapping[str, Any], images: int) -> tuple[int | None, i
         return 0, images
     from jepa_vl.data import pipeline, sources
 
-    source, tokens, counted = sources.open_sources(config)[0], 0, 0
-    with pipeline.make_batches(config, source, 0) as stream:
-        while counted < min(COUNTED, images):
-            batch = next(stream)
-            tokens += int(batch["word_mask"].sum())
-            counted += len(batch["word_mask"])
+    tokens, counted = 0, 0
+    try:
+        source = sources.open_sources(config)[0]
+        with pipeline.make_batches(config, source, 0) as stream:
+            while counted < min(COUNTED, images):
+                batch = next(stream)
+                tokens += int(batch["word_mask"].sum())
+                counted += len(batch["word_mask"])
+    except ConfigError:  # the data lie where the run was, not here
+        return None, 0
     return (round(tokens / counted * images) if counted else 0), counted
 
 
