@@ -66,6 +66,7 @@ setup(
             "onnxscript>=0.7.2,<0.8",
             "torch>=2.13,<3",
         ],
+        "wandb": ["wandb>=0.31.0,<0.32"],
         "timm": ["timm>=1.0.31,<2", "torch>=2.13,<3"],
         "test": [
             *TURBO,

@@ -166,7 +166,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "train.init": ("normal", "fan_in"),
     "train.dtype": ("float32", "bfloat16"),
     "train.remat": ("none", "dots", "full"),
-    "log.progress": ("auto", "lines", "off"),
+    "log.progress": ("auto", "lines", "json", "off"),
     "health.action": ACTIONS,
 }
 DERIVED_MESH = {  # axis -> the number that stands for "derive it", and what it gives

@@ -14,6 +14,7 @@ INT32 = 2**31 - 1
 FLOAT32, SMALLEST = 3.4028234e38, 1.1754944e-38  # the largest, and the least that is not 0
 LETTERS = 1024
 PATCHES_A_SIDE = 128
+PROJECT, NOT_IN_PROJECT = 128, "/\\#?%:"  # letters of a name at Weights & Biases
 NAME = 255  # bytes of a file's name that file systems hold
 PATHS = (
     "init_from", "data.path", "data.captions_file", "eval.path", "text.path", "frozen.image",
@@ -131,6 +132,10 @@ def check_limits(c: Config) -> None:
         value = getattr(getattr(c, section), last)
         if value > most:
             raise ConfigError(name, value, f"at most {most}")
+    project = c.log.wandb
+    if len(project) > PROJECT or set(project) & set(NOT_IN_PROJECT):
+        rule = f"a project's name, at most {PROJECT} letters, none of {' '.join(NOT_IN_PROJECT)}"
+        raise ConfigError("log.wandb", project, rule)
     grid = c.encoder.grid
     if grid > PATCHES_A_SIDE:
         rule = f"at most {PATCHES_A_SIDE} patches of {c.encoder.patch_size} along a side"

@@ -112,11 +112,18 @@ class LogConfig:
     every: int = key(10, "steps between lines in metrics.jsonl")
     diagnostics_every: int = key(100, "steps between text gain, RankMe and the other diagnostics")
     diagnostics_images: int = key(256, "held-out images that diagnostics are computed on")
-    progress: str = key("auto", "auto (bar on a terminal, lines elsewhere), lines or off")
+    progress: str = key(
+        "auto",
+        "auto (bar on a terminal, lines elsewhere), lines, json (rows of metrics.jsonl alone on "
+        "stdout) or off (how it ended, on stderr)",
+    )
     proof_every: int = key(
         50, "with --proof: steps between the hashes of parameters and target in proof.jsonl"
     )
     tensorboard: bool = key(True, "write TensorBoard events")
+    wandb: str = key(
+        "", "project of Weights & Biases that rows go to as well ([wandb] extra); empty: none"
+    )
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,8 @@ def run(args: argparse.Namespace, overrides: Sequence[configs.Override]) -> int:
         return train(config, workdir, window, args.proof)
     try:
         if config.log.progress != "off":
-            print(distributed.describe(), flush=True)
+            to = sys.stderr if config.log.progress == "json" else sys.stdout
+            print(distributed.describe(), file=to, flush=True)
         return train(config, workdir, window, args.proof)
     except BaseException as error:
         distributed.leave(_tell(error))

@@ -14,7 +14,7 @@ from jepa_vl.evaluators.subject import Model
 from jepa_vl.training import compile_cache, data_health, distributed, flops, online, result
 from jepa_vl.training import state as train_state
 from jepa_vl.training.checkpoint import SCORE, provenance
-from jepa_vl.training.console import Reporter
+from jepa_vl.training.console import SILENT, Reporter
 from jepa_vl.training.events import Events
 from jepa_vl.training.goodput import Clock
 from jepa_vl.training.guard import Guard, Verdict
@@ -30,8 +30,9 @@ from jepa_vl.training.signals import SharedStop, Stop
 from jepa_vl.training.speed import Speed
 from jepa_vl.training.step import Metrics, make_step
 from jepa_vl.training.watchdog import Watchdog
+from jepa_vl.training.weights_biases import Tracker
 
-DONE, PREEMPTED, STOPPED = 0, 3, 4
+DONE, FAILED, PREEMPTED, STOPPED = 0, 1, 3, 4
 REWIND = -1  # no exit code: the steps go on from an earlier checkpoint
 STATUS = {DONE: "done", PREEMPTED: "preempted"}
 
@@ -53,6 +54,7 @@ class Run:
         sharding.check_batch(config.train, self.mesh.shape["data"] * self.mesh.shape["fsdp"])
         compile_cache.enable(config.train.compile_cache)
         online.check(config)
+        self.tracker = Tracker(config.log.wandb if distributed.leads() else "", workdir)
         self.objective = objectives.build(config)
         self.spec = train_state.batch_spec(config)
         self.data, self.meta = pipeline.describe(config, self.train_source), provenance(config)
@@ -64,7 +66,7 @@ class Run:
         self.keeper = Keeper(config, workdir, self.clock, self.data, self.meta)
         self.start = self.done = self.keeper.start
         distributed.require_same("step to go on from", self.start)
-        progress = config.log.progress if distributed.leads() else "off"
+        progress = config.log.progress if distributed.leads() else SILENT
         self.reporter = Reporter(progress, self.total, self.start)
         self.events = Events(workdir, self.reporter.say)
         if unlocked:
@@ -102,6 +104,7 @@ class Run:
         self.online = Online(config, model, mesh, encode, parts, log, self.reporter.say)
         read = self.online.describe()
         distributed.require_same("images for evaluation", [self.health.indices(), read])
+        self.tracker.start(self.meta["config"], self.reporter.say)
         self._open_writer(self.start or -1)
         self.guard, self.verdict = Guard(config, self.keeper, self.events), Verdict()
 
@@ -122,7 +125,7 @@ class Run:
         """``newest``: step of the last row that stays."""
         self.writer: MetricsWriter = distributed.NoWriter()
         if distributed.leads():
-            told = self.config.log.tensorboard, self.reporter.say
+            told = self.config.log.tensorboard, self.reporter.say, self.tracker.write
             self.writer = MetricsWriter(self.workdir, newest, *told)
 
     def is_over(self) -> bool:
@@ -236,7 +239,9 @@ class Run:
         with Watchdog(self.config.train.watchdog_minutes) as watchdog:
             if distributed.first_says(not self.writer.rows):
                 found = self._examine(0)
-                self.writer.write(0, found)
+                row = self.writer.write(0, found)
+                if row:
+                    self.reporter.step(0, row)
                 self.guard.diagnosed(0, found)
             while True:
                 code = self._go_on(stop, profile, proof, watchdog)
@@ -357,6 +362,7 @@ class Run:
         if distributed.leads():
             write_json(self.workdir / "result.json", out)
         self.reporter.close()
+        self.tracker.close(code, out)
         result.summarise(self.reporter, out, self.workdir)
 
 
@@ -379,7 +385,7 @@ def train(config: Config, workdir: Path, profile: Window | None = None, proof: b
         run = Run(config, workdir, lock)
         if run.is_over():
             run.keeper.close()
-            run.reporter.say(f"{workdir}: done already at step {run.start}; nothing to do")
+            run.reporter.end(f"{workdir}: done already at step {run.start}; nothing to do")
             return DONE
         try:
             run.begin()
@@ -387,4 +393,5 @@ def train(config: Config, workdir: Path, profile: Window | None = None, proof: b
             run.finish(code)
         finally:
             run.reporter.close()
+            run.tracker.close(FAILED)  # has no effect where the run was finished
     return code

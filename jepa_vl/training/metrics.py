@@ -80,6 +80,7 @@ class MetricsWriter:
         start_step: int,
         tensorboard: bool,
         say: Callable[[str], None] = lambda line: None,
+        also: Callable[[Mapping[str, Any]], None] = lambda row: None,
     ):
         """Opens the files of a workdir.
 
@@ -88,8 +89,9 @@ class MetricsWriter:
           start_step: step of the checkpoint resumed from; -1 for a new run.
           tensorboard: also write events.
           say: is told when rows cannot be written, and when they can be again.
+          also: gets each row that is written.
         """
-        self.path, self.say = workdir / "metrics.jsonl", say
+        self.path, self.say, self.also = workdir / "metrics.jsonl", say, also
         kept = [row for row in read_rows(self.path) if row["step"] <= start_step]
         write_rows(self.path, kept)
         self.rows = kept
@@ -108,6 +110,7 @@ class MetricsWriter:
         self.rows.append(row)
         self._unwritten += json.dumps(row).encode() + b"\n"
         self._append()
+        self.also(row)
         if self._events is not None:
             try:
                 self._events.write(step, {name: row[name] for name in values})

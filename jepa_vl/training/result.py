@@ -90,7 +90,9 @@ def _tell_best(say: Callable[[str], None], found: dict[str, Any]) -> None:
 def summarise(reporter: Reporter, result: dict[str, Any], workdir: Path) -> None:
     """Says how a run ended; ``result`` is the content of result.json."""
     say, knn = reporter.say, result["knn"]
-    say(f"{result['status']}: {result['steps']} steps in {result['seconds']:.0f} s, {workdir}")
+    reporter.end(
+        f"{result['status']}: {result['steps']} steps in {result['seconds']:.0f} s, {workdir}"
+    )
     say(goodput.in_words(result["goodput"]))
     if knn["target"] is not None:
         say(f"kNN (k = {knn['k']}, {knn['classes']} classes, seed {result['seed']})")
