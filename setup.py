@@ -42,6 +42,7 @@ setup(
         "numpy>=2.4,<3",
         "optax>=0.2.8,<0.3",
         "orbax-checkpoint>=0.12.8,<0.13",
+        "packaging>=26,<28",
         "pillow>=13.0,<14",
         "pyarrow>=26.0.1,<27",
         "rich>=15.0,<16",

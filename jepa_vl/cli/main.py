@@ -84,6 +84,7 @@ SHAPES = {  # what the option's value stands for, and its help
     "--local-processes": ("N", ""),
     "--max-restarts": ("R", ""),
     "--root": ("DIR", ""),
+    "--tpu": ("", ""),  # a switch
     "--coordinator": ("HOST:PORT", ""),
     "--processes": ("N", ""),
     "--process": ("K", ""),

@@ -29,4 +29,13 @@ VERBS = {
         words="RUN",
         json=JSON,
     ),
+    "doctor": Verb(
+        "is this installation fit to train?",
+        "Checks Python and the libraries against their pins, the extras, images, the cache and\n"
+        "free disk, shared memory, open files and the devices that jax finds, and says what to\n"
+        "do. Exit code 1 where a check failed; a warning is none.",
+        "jepa-vl doctor",
+        tpu="also compile for a TPU that is not here ([tpu] extra)",
+        json="file to write the findings to",
+    ),
 }
