@@ -95,7 +95,7 @@ words = sys.argv[1:]
 small = {{
     "train": "train.steps=12 train.batch_size=8 checkpoint.every=6 eval.every=12 eval.k=5 "
     "eval.train_images=48 eval.val_images=16 log.diagnostics_every=6 log.diagnostics_images=16 "
-    "optim.warmup_steps=2 loss.ramp_steps=2 data.workers=0 encoder.depth=1 predictor.depth=1 "
+    "optim.warmup_steps=2 loss.ramp_steps=2 data.workers=0 "
     "data.train_size=400 health.data_images=16 log.tensorboard=False",
     "eval": "eval.train_images=64 eval.val_images=16 eval.probe_steps=4",
 }}.get(words[0] if words[1:2] != ["compare"] else "", "")
@@ -164,7 +164,7 @@ def ready(tmp_path_factory) -> Path:
 def executed(page: Path) -> list[str]:
     """Commands of a page that this machine can run within seconds."""
     lines = commands(page)
-    elsewhere = ("jepa-vl compile", "jepa-vl scaling run", "pytest")
+    elsewhere = ("jepa-vl compile", "jepa-vl scaling run", "pytest", "launch/local_multi")
     timed = [f"python {name}" for name in TIMED]
     return [line for line in lines if not line.startswith((*elsewhere, *timed))]
 
