@@ -211,6 +211,9 @@ def test_memory_and_hours_of_a_topology_count(tmp_path, monkeypatch, capsys):
     found.fits = True
     assert main([*words, "--topology", "cpu-4"]) == 0
     assert "chip-hours on cpu-4" in capsys.readouterr().out
+    far = write(tmp_path, optimum_size=1e9)
+    assert main(["scaling", "plan", "--study", far]) == 0
+    assert "refused: no size within a factor of 4 of 1e+09 parameters" in capsys.readouterr().out
     assert main([*words, "--topology", "v9-4"]) == 5
 
 

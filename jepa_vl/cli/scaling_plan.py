@@ -53,7 +53,7 @@ def told(plan: Mapping[str, Any]) -> list[str]:
     )
     if hours and all(point["chip_hours_bound"] is not None for point in going):
         total = sum(point["chip_hours_bound"] for point in going)
-        lines.append(f"at least {total:,.1f} chip-hours on {plan['topology']}, a bound from peaks")
+        lines.append(f"at least {total:,.4g} chip-hours on {plan['topology']}, a bound from peaks")
     return lines
 
 
@@ -67,7 +67,7 @@ def _line(points: Sequence[Mapping[str, Any]], hours: bool) -> tuple[str, ...]:
         *cells, f"{one['parameters'].get('encoder', 0):,}",
         f"{one['flops']['image_total'] / 1e6:,.1f}", f"{one['steps']:,}", f"{one['images']:,}",
         f"{one['epochs']:.3g}", f"{one['lr']:.3g}", str(len(points)),
-        *([("" if bound is None else f"{bound * len(points):,.1f}")] if hours else []),
+        *([("" if bound is None else f"{bound * len(points):,.3g}")] if hours else []),
         f"refused: {one['refused']}" if one["refused"] else "",
     )  # fmt: skip
 

@@ -62,7 +62,12 @@ def make(study: Study, rows: Sequence[Row], on: Machines | None = None) -> dict[
         refused = {name: cost for name, cost in costs.items() if isinstance(cost, str)}
         for budget in study.budgets:
             points += [_refused(study, arm, name, budget, why) for name, why in refused.items()]
-            for name in plan.around(study, sizes, budget, best[arm]):
+            chosen = plan.around(study, sizes, budget, best[arm])
+            if not chosen:
+                centre = best[arm].at(budget)
+                why = f"no size within a factor of {study.factor:g} of {centre:.3g} parameters"
+                points.append(_refused(study, arm, "-", budget, why))
+            for name in chosen:
                 cost = costs[name]
                 assert isinstance(cost, plan.Cost)
                 points += _points(study, arm, name, budget, cost, unique)
