@@ -29,9 +29,9 @@ def words_for(path: Path, kind: str = "folder") -> list[str]:
     return ["--config", TINY, f"--config.data.kind={kind}", f"--config.data.path={path}"]
 
 
-def check(capsys, tmp_path: Path, *words: str) -> tuple[str, dict]:
+def check(capsys, tmp_path: Path, *words: str, code: int = 0) -> tuple[str, dict]:
     out = tmp_path / "found/check.json"
-    assert main(["data", "check", *words, "--json", str(out)]) == 0
+    assert main(["data", "check", *words, "--json", str(out)]) == code
     return capsys.readouterr().out, json.loads(out.read_text())
 
 
@@ -56,7 +56,7 @@ def flawed(tmp_path) -> Path:
 
 
 def test_counts_sizes_captions_and_flaws_are_those_of_the_data(tmp_path, capsys, flawed):
-    text, page = check(capsys, tmp_path, *words_for(flawed))
+    text, page = check(capsys, tmp_path, *words_for(flawed), code=1)
     train, held_out = page["groups"]["train"], page["groups"]["held-out"]
     assert (train["images"], train["checked"], held_out["images"]) == (8, 8, 3)
     assert train["width"] == {"min": 20, "median": 20.0, "max": 70}
@@ -79,7 +79,7 @@ def test_counts_sizes_captions_and_flaws_are_those_of_the_data(tmp_path, capsys,
 
 
 def test_token_lengths_are_whole_and_the_share_that_is_cut_is_right(tmp_path, capsys, flawed):
-    text, page = check(capsys, tmp_path, *words_for(flawed), "--config.text.words=12")
+    text, page = check(capsys, tmp_path, *words_for(flawed), "--config.text.words=12", code=1)
     tokens = page["groups"]["train"]["tokens"]
     assert (tokens["words"], tokens["cut"], tokens["min"], tokens["max"]) == (12, 1, 1, 40)
     bins = tokens["histogram"]
@@ -93,7 +93,7 @@ def test_what_the_index_had_to_leave_out_is_told(tmp_path, capsys):
     image_sets.write_tar(tmp_path / "d/val", some(2, "v"))
     shard = next((tmp_path / "d/train").glob("*.tar"))
     shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])  # as by a broken copy
-    text, page = check(capsys, tmp_path, *words_for(tmp_path / "d/train", "tar"))
+    text, page = check(capsys, tmp_path, *words_for(tmp_path / "d/train", "tar"), code=1)
     assert page["left_out"] and 0 < page["groups"]["train"]["images"] < 6
     assert "left out of the index" in text and shard.name in text
 

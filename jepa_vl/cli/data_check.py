@@ -13,11 +13,15 @@ from jepa_vl.config import Config, ConfigError
 
 TELL_EVERY = 10_000  # images
 OFTEN_CUT = 0.1  # share of captions
+WANTING = 1
 BAR = 40  # characters
 
 
 def run(args: argparse.Namespace, overrides: Sequence[configs.Override]) -> int:
     """Prints tables and warnings, and writes the same as JSON.
+
+    Returns:
+      0; 1: some images cannot be read, or were left out of the index.
 
     Raises:
       ConfigError: a bad configuration or option, or data that cannot be opened.
@@ -58,7 +62,8 @@ def run(args: argparse.Namespace, overrides: Sequence[configs.Override]) -> int:
     page["warnings"] = _warnings(config, page)
     print("\n".join(_text(config, train, page)))
     outputs.write(out, page)
-    return 0
+    unreadable = any(group["unreadable"] for group in page["groups"].values())
+    return WANTING if unreadable or page["left_out"] else 0
 
 
 def _teller(name: str, total: int) -> Callable[[int], object]:

@@ -141,7 +141,8 @@ VERBS = {
         "count, measure and time a data set before a run",
         "Reads every image as training would (or N of each part, evenly spread) and reports\n"
         "sizes, captions and their lengths in tokens, duplicates, unreadable images by cause, and\n"
-        "how many images a second a worker of this machine prepares.\n\n" + OVERRIDES,
+        "how many images a second a worker of this machine prepares. Exit code 1: some images\n"
+        "cannot be read.\n\n" + OVERRIDES,
         "jepa-vl data check --config configs/quickstart.py:data=tar --config.data.path=DIR "
         "--step-seconds 0.2",
         config="",
@@ -379,8 +380,8 @@ def main(argv: Sequence[str] | None = None) -> int:
       argv: without the program's name; defaults to ``sys.argv[1:]``.
 
     Returns:
-      0 done, 1 found wanting (compile, report --proof), 3 preempted and saved (start again), 4 loss
-      not finite, 5 bad input, 130 interrupted.
+      0 done, 1 found wanting (compile, data check, report --proof), 3 preempted and saved (start
+      again), 4 loss not finite, 5 bad input, 130 interrupted.
     """
     try:
         args, overrides = _parse(list(sys.argv[1:] if argv is None else argv))

@@ -237,7 +237,7 @@ def pixels(config: Config, images: Images, mesh: Mesh) -> "Subject":
         ),
     }
     protocol = {"pooling": "16 x 16 boxes, centred by the training mean, or patches as they are"}
-    return Subject("pixels", config, images, readings, {NETWORK: {}}, protocol)
+    return Subject("pixels", config, images, readings, {NETWORK: {}}, protocol, raw=True)
 
 
 class Subject:
@@ -246,6 +246,7 @@ class Subject:
     Attributes:
       name: encoder, untrained or pixels.
       protocol: how its features come about.
+      raw: are its patches pixels, which few evaluators of a network read?
     """
 
     def __init__(
@@ -256,8 +257,10 @@ class Subject:
         readings: dict[str, Callable[[], Any]],
         params: dict[str, Any],
         protocol: dict[str, Any],
+        raw: bool = False,
     ):
-        self.name, self.protocol, self._images, self._config = name, protocol, images, config
+        self.name, self.protocol, self.raw = name, protocol, raw
+        self._images, self._config = images, config
         self._make, self._params = readings, params
         self._made: dict[str, Any] = {}
 
@@ -265,7 +268,7 @@ class Subject:
         """Can this evaluator read these features?"""
         reads = read_by(task)
         of_patches = reads != NETWORK or getattr(REGISTRY[task], "of_pixels", False)
-        return reads in self._make and (self.name != "pixels" or of_patches)
+        return reads in self._make and (not self.raw or of_patches)
 
     def evaluator(self, task: str) -> Any:
         """The evaluator of a name; nothing is read yet.
