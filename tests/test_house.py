@@ -37,7 +37,7 @@ LAW = {
     "training": {"shapes", "tree", "schema", "schema_health", "config", "sharding", "models",
                  "data", "objectives", "evaluators", "hardware", "versions"},
     "report": {"shapes", "tree", "schema", "config", "sharding", "models", "data", "objectives",
-               "evaluators", "training"},
+               "evaluators", "training", "scaling"},
     "export": {"shapes", "tree", "schema", "config", "models"},
     "scaling": {"shapes", "schema", "config"},
     "cli": {"", "shapes", "tree", "schema", "config", "sharding", "models", "data", "objectives",

@@ -50,13 +50,14 @@ SHAPES = {  # what the option's value stands for, and its help
     "--collect": ("", ""),  # a switch
     "--y": ("NAME", ""),
     "--arm": ("NAME", ""),
-    "--force": ("", ""),  # a switch
     "--retry": ("", ""),  # a switch
     "--replan": ("", ""),  # a switch
     "--ledger": ("PATH", "ledger.jsonl of a study, or its folder"),
     "--csv": ("FILE", "table to read, with a header"),
     "--size": ("COLUMN", "of sizes, parameters say"),
     "--widths": ("W,W,...", ""),
+    "--force": ("", ""),  # a switch
+    "--forecast": ("FLOPS | N,D", ""),
     "--steps": ("N", ""),
     "--data": ("COLUMN", "of what was seen, images or tokens"),
     "--loss": ("COLUMN", "of what the law predicts"),

@@ -65,6 +65,20 @@ VERBS = {
         predict="SIZE,DATA of a run whose loss is foretold",
         json="file to write",
     ),
+    "scaling report": Verb(
+        "a study as one page: curves, laws, forecast, and what they cannot say",
+        "Fits each arm of a ledger and writes report.html, its pictures as PNG, report.json and\n"
+        "points.csv: quality over size at equal compute, best size and data over compute, the law\n"
+        "with its band, residuals, the largest budget foretold from the others, arms compared\n"
+        "with intervals. Where the points carry no fit the page says why.",
+        "jepa-vl scaling report --ledger runs/scaling --out runs/scaling/report --forecast 1e13",
+        ledger="",
+        out="folder to write",
+        y="knn_error (default), probe_error, fewshot_error; train_loss with --force",
+        force="fit the raw training loss all the same",
+        forecast="foretell the best run of so many FLOPs, or one of size N and D images",
+        draws="of the bootstrap (default: 1000)",
+    ),
     "scaling coords": Verb(
         "do layers move as far at every width? standard and muP side by side",
         "Trains models of several widths for some steps on one batch (ijepa or tcjepa), without\n"
