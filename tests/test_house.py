@@ -42,7 +42,7 @@ LAW = {
     "scaling": {"shapes", "schema", "config"},
     "cli": {"", "shapes", "tree", "schema", "config", "sharding", "models", "data", "objectives",
             "evaluators", "training", "report", "export", "scaling", "hardware", "kinds",
-            "pretrained", "versions"},
+            "methods", "pretrained", "versions"},
 }  # fmt: skip
 
 

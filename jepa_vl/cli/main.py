@@ -18,7 +18,7 @@ from jepa_vl.cli import configs, eval_verbs
 from jepa_vl.cli.eval_verbs import VERBS as EVAL
 from jepa_vl.cli.scaling_verbs import VERBS as SCALING
 from jepa_vl.cli.tool_verbs import VERBS as TOOLS
-from jepa_vl.cli.verb import Verb, take
+from jepa_vl.cli.verb import CODES, Verb, take
 from jepa_vl.config import ConfigError
 
 BAD_INPUT, INTERRUPTED = 5, 130
@@ -309,7 +309,7 @@ def _parser() -> _Parser:
     parser = _Parser(
         prog=PROGRAM,
         description="Vision-language JEPA pretraining in JAX.",
-        epilog=example + VERBS["train"].example,
+        epilog=example + VERBS["train"].example + "\n" + CODES,
         **how,
     )
     about = "print the version, the commit and the libraries"

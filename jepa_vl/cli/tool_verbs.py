@@ -38,4 +38,11 @@ VERBS = {
         tpu="also compile for a TPU that is not here ([tpu] extra)",
         json="file to write the findings to",
     ),
+    "completion": Verb(
+        "print the completion script of a shell",
+        "Commands, options, keys of the configuration and the names that they can be set to. Of\n"
+        'bash, zsh or fish; a line in ~/.bashrc: eval "$(jepa-vl completion bash)"',
+        "jepa-vl completion bash",
+        words="SHELL",
+    ),
 }

@@ -5,6 +5,17 @@ from collections.abc import Collection, Sequence
 
 from jepa_vl.config import ConfigError
 
+CODES = """
+exit codes:
+  0    done
+  1    found wanting: does not fit (compile), differs or is damaged (export, report --proof,
+       checkpoint verify), a check failed (doctor); or an error of ours, with its traceback
+  3    stopped by a signal and saved: give the same command again
+  4    diverged, or collapsed where health.action ends the run
+  5    bad input: one line names the key, the value and the rule
+  130  interrupted
+"""
+
 
 class Verb:
     """One command: its module, options and texts; ``module.run(args, overrides)`` does the work."""
