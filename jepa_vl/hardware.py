@@ -5,6 +5,7 @@ prints the environment of a chip as shell assignments, ``python -m jepa_vl.hardw
 accelerator`` one value of a chip or slice (``runtime``, ``chips``, ``topology`` and so on).
 """
 
+import difflib
 import math
 import os
 import re
@@ -101,7 +102,9 @@ def named(name: str) -> Chip:
       ConfigError: no such chip; lists them.
     """
     if name not in CHIPS:
-        raise ConfigError("chip", name, f"one of {', '.join(CHIPS)}")
+        near = difflib.get_close_matches(name.partition("-")[0], CHIPS, n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise ConfigError("chip", name, f"one of {', '.join(CHIPS)}{hint}")
     return CHIPS[name]
 
 

@@ -67,6 +67,7 @@ def test_the_names_of_users_are_grids_of_chips(name, slices, grid):
         ("v5p-7", "a power of two, 8 to 8192"),
         ("h100-8", "a compiler for v5e, v5p, v6e and cpu alone"),
         ("v5e", "one of v4, v5e"),
+        ("v6-256", "did you mean v6e?"),
         ("0xv5e-16", "one of v4, v5e"),
         ("2xcpu-8", "one slice"),
         ("cpu-0", "a power of two"),
