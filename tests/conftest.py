@@ -9,6 +9,8 @@ import pytest
 if "jax" in sys.modules:
     raise RuntimeError("jax was imported before conftest could ask for 8 CPU devices")
 os.environ["JAX_PLATFORMS"] = "cpu"
+# Threads of a BLAS that wait by spinning take the cores of the other test process.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
