@@ -82,7 +82,11 @@ def empty(workdir, step):
     folder.mkdir()
 
 
-@pytest.mark.parametrize("damage", [flip, cut, delete_arrays, delete_meta, empty])
+KINDS = [flip, empty, *(pytest.param(f, marks=pytest.mark.slow) for f in (cut, delete_arrays))]
+KINDS += [pytest.param(delete_meta, marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("damage", KINDS)
 def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_goes_on(
     damage, run, whole, capsys
 ):
