@@ -116,7 +116,7 @@ class Bench:
     def __init__(self, folder: Path, copied: bool = False):
         self.folder, programs = folder, folder / "bin"
         programs.mkdir(parents=True)
-        for name in ("configs", "launch", "examples", "jepa_vl", "tests"):
+        for name in ("configs", "launch", "examples", "jepa_vl", "studies", "tests"):
             if copied:
                 shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__py*"))
             else:
@@ -164,7 +164,10 @@ def ready(tmp_path_factory) -> Path:
 def executed(page: Path) -> list[str]:
     """Commands of a page that this machine can run within seconds."""
     lines = commands(page)
-    elsewhere = ("jepa-vl compile", "jepa-vl scaling run", "pytest", "launch/local_multi")
+    # Minutes, or what those leave; each has tests of its own.
+    studied = [f"jepa-vl scaling {what}" for what in ("run", "ledger", "report", "coords")]
+    studied += ["jepa-vl scaling fit --ledger"]
+    elsewhere = ("jepa-vl compile", *studied, "pytest", "launch/local_multi")
     timed = [f"python {name}" for name in TIMED]
     return [line for line in lines if not line.startswith((*elsewhere, *timed))]
 
