@@ -14,7 +14,6 @@ import functools
 import json
 import runpy
 import shlex
-import signal
 import statistics
 import subprocess
 import sys
@@ -34,6 +33,7 @@ from jepa_vl.config import (
     resume_diff,
     to_dict,
 )
+from jepa_vl.scaling.runner import Stoppable
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs/rsicd_study.py"
 FILE = runpy.run_path(str(CONFIG))
@@ -45,31 +45,18 @@ INTERRUPTED = 130
 FINISHED = ("done", "not finite")  # to start such a run again would change nothing
 
 
-class Commands:
-    """Runs ``jepa-vl`` in processes, one at a time. Inside ``with`` SIGINT and SIGTERM end it well.
-
-    The process that is running is asked to save and leave, and no other is started.
-    """
+class Commands(Stoppable):
+    """Runs ``jepa-vl`` in processes, one at a time; after a signal no other is started."""
 
     program = (sys.executable, "-m", "jepa_vl")
 
     def __init__(self):
-        self.stopped = False
+        super().__init__()
         self._child: subprocess.Popen | None = None
 
-    def __enter__(self) -> "Commands":
-        numbers = (signal.SIGINT, signal.SIGTERM)
-        self._handlers = {number: signal.signal(number, self._stop) for number in numbers}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-
-    def _stop(self, number: int, frame: Any) -> None:
-        self.stopped = True
-        if self._child is not None:
-            self._child.terminate()
+    def children(self) -> list[subprocess.Popen]:
+        """The one that was started last."""
+        return [] if self._child is None else [self._child]
 
     def run(self, words: Sequence[str]) -> int:
         """Exit code of the command; STOPPED where a signal has ended it, or kept it from starting.

@@ -9,9 +9,10 @@ import signal
 import subprocess
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, Self
 
 from jepa_vl.scaling.ledger import DONE, Ledger, latest, point_id
 
@@ -61,8 +62,37 @@ class _Active:
         return lines[-1][:500] if lines else ""
 
 
-class Runner:
-    """Works through jobs. Inside ``with`` SIGINT and SIGTERM let the children save and leave."""
+class Stoppable(ABC):
+    """What starts processes. Inside ``with`` SIGINT and SIGTERM let them save and leave.
+
+    Attributes:
+      stopped: a signal has come; whoever starts a process then asks it to leave at once.
+    """
+
+    def __init__(self):
+        self.stopped = False
+
+    @abstractmethod
+    def children(self) -> list[subprocess.Popen]:
+        """Those that may be running."""
+
+    def __enter__(self) -> Self:
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        self._handlers = {number: signal.signal(number, self._stop) for number in numbers}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    def _stop(self, number: int, frame: Any) -> None:
+        self.stopped = True
+        for child in self.children():
+            child.terminate()
+
+
+class Runner(Stoppable):
+    """Works through jobs."""
 
     program: Sequence[str] = (sys.executable, "-m", "jepa_vl")
     pause = 0.2  # seconds between looks at the children
@@ -76,24 +106,14 @@ class Runner:
           retry: start points anew that have failed before.
           say: is told what begins and ends.
         """
+        super().__init__()
         self.ledger, self.claims = Ledger(out / "ledger.jsonl"), out / "claims"
         self.parallel, self.retry, self.say = parallel, retry, say
-        self.stopped, self._active = False, list[_Active]()
+        self._active = list[_Active]()
 
-    def __enter__(self) -> "Runner":
-        numbers = (signal.SIGINT, signal.SIGTERM)
-        self._handlers = {number: signal.signal(number, self._stop) for number in numbers}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-
-    def _stop(self, number: int, frame: Any) -> None:
-        self.stopped = True
-        for active in self._active:
-            if active.process is not None:
-                active.process.terminate()
+    def children(self) -> list[subprocess.Popen]:
+        """Of all points that are being worked on."""
+        return [active.process for active in self._active if active.process is not None]
 
     def run(self, jobs: Sequence[Job]) -> int:
         """Runs what is open and not claimed by another runner.
