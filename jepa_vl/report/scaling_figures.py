@@ -19,13 +19,15 @@ def _look(i: int) -> dict[str, Any]:
     return {"color": report.COLOURS[i % 7], "marker": MARKS[i % 7]}
 
 
-def _axes(ax: Axes, title: str, x: str, y: str) -> None:
+def _finish(ax: Axes, title: str, x: str, y: str) -> None:
+    ax.set_xscale("log")
     ax.set_title(title, loc="left", **report.TITLE)
     ax.set_xlabel(x, **report.NORMAL)
     ax.set_ylabel(y, **report.NORMAL)
     ax.tick_params(labelsize=8, which="both")
     ax.grid(alpha=0.25)
     ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(fontsize=8, frameon=False)
 
 
 def isoflop(studies: Sequence[Any], y: str) -> Figure:
@@ -50,9 +52,7 @@ def isoflop(studies: Sequence[Any], y: str) -> Figure:
             )
             if best.inside:
                 ax.plot(best.size, best.loss, "*", ms=12, color=look["color"], mec="black")
-        ax.set_xscale("log")
-        _axes(ax, study.arm, "N, parameters of the encoder", y)
-        ax.legend(fontsize=8, frameon=False)
+        _finish(ax, study.arm, "N, parameters of the encoder", y)
     return fig
 
 
@@ -75,9 +75,8 @@ def optimum(lines: Sequence[tuple]) -> Figure:
                     axes[k].fill_between(x, y * low, y * high, color=_look(i)["color"], alpha=0.15)
             axes[k].plot(compute, values, ls="", ms=6, label=label, **_look(i))
     for ax, what in zip(axes, ("N*, parameters", "D*, images"), strict=True):
-        ax.set(xscale="log", yscale="log")
-        _axes(ax, what, "compute, FLOPs", what)
-        ax.legend(fontsize=8, frameon=False)
+        ax.set_yscale("log")
+        _finish(ax, what, "compute, FLOPs", what)
     return fig
 
 
@@ -97,9 +96,7 @@ def law(studies: Sequence[Any], y: str) -> Figure:
             ax.plot(x, study.fit.law(size, x), lw=1.2, color=_look(i)["color"])
             label = f"N = {size:.3g}"
             ax.plot(points.data[rows], points.loss[rows], ls="", ms=5, label=label, **_look(i))
-        ax.set_xscale("log")
-        _axes(ax, study.arm, "D, images seen", y)
-        ax.legend(fontsize=8, frameon=False)
+        _finish(ax, study.arm, "D, images seen", y)
     return fig
 
 
@@ -113,7 +110,5 @@ def residuals(studies: Sequence[Any]) -> Figure:
             ax.plot(x, gaps, ls="", ms=4, label=study.arm, **_look(i))
     for ax, what in zip(axes, ("compute, FLOPs", "N, parameters"), strict=True):
         ax.axhline(0, color="0.4", lw=0.8)
-        ax.set_xscale("log")
-        _axes(ax, f"over {what}", what, "law / measured - 1")
-        ax.legend(fontsize=8, frameon=False)
+        _finish(ax, f"over {what}", what, "law / measured - 1")
     return fig
