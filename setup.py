@@ -26,7 +26,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["jepa_vl", "jepa_vl.*"]),
-    package_data={"jepa_vl": ["zoo/*/*"]},
+    package_data={"jepa_vl": ["zoo/*/*", "report/*.css", "report/*.js"]},
     install_requires=[
         "absl-py>=2.5.1,<3",
         "array_record>=0.8.6,<0.9",

@@ -5,8 +5,8 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from jepa_vl.report import figures, smooth, wrap
-from jepa_vl.report.page import Section, render_page
+from jepa_vl.report import curves, figures, smooth, wrap
+from jepa_vl.report.page import Section, Widget, render_page
 
 PNG = b"\x89PNG\r\n\x1a\n"
 RNG = np.random.default_rng(0)
@@ -67,6 +67,48 @@ def test_of_a_step_logged_twice_the_later_value_counts():
     rows = [{"step": 0, "a": 1.0}, {"step": 1, "a": 9.0}, {"step": 1, "a": 2.0}]
     line = figures.curves(rows, {"a": ["a"]}).axes[0].lines[-1]
     assert line.get_xydata().tolist() == [[0, 1], [1, 2]]
+
+
+def test_panels_name_metrics_of_one_run_and_both_of_several():
+    rows = [{"step": i, "loss": 1 / 3 + i, "loss/sparse": 0.5} for i in range(3)]
+    rows[1]["loss"] = float("nan")
+    (panel,) = curves.panels({"": rows})
+    first, second = panel["lines"]
+    assert first == {"name": "loss", "colour": 0, "dash": 0, "x": [0, 2], "y": [0.333333, 2.33333]}
+    assert (second["name"], second["colour"], second["dash"]) == ("loss/sparse", 1, 1)
+    (panel,) = curves.panels({"a": rows, "b": rows[:1]})
+    told = [(line["name"], line["colour"], line["dash"]) for line in panel["lines"]]
+    names = [f"{run}: {key}" for run in "ab" for key in ("loss", "loss/sparse")]
+    assert told == list(zip(names, (0, 0, 1, 1), (0, 1, 0, 1), strict=True))
+    assert curves.panels({"": []}) == []
+
+
+def test_levels_to_compare_with_go_across_the_whole_run():
+    rows = [{"step": 0, "knn/target": 0.3, "knn/pixels": 0.2}, {"step": 9, "knn/target": 0.7}]
+    (panel,) = curves.panels({"": curves.with_levels(rows)})
+    found = {line["name"]: (line["x"], line["y"]) for line in panel["lines"]}
+    assert found["knn/target"] == ([0, 9], [0.3, 0.7])
+    assert found["knn/untrained"] == ([0, 9], [0.3, 0.3])
+    assert found["knn/pixels"] == ([0, 9], [0.2, 0.2])
+
+
+def test_long_lines_are_thinned_and_keep_their_ends_and_spikes():
+    values = np.sin(np.arange(100_000) / 5000)
+    values[31_234], values[77_777] = 40.0, -40.0
+    kept = curves.thin(values, 1500)
+    assert len(kept) <= 1500 and (np.diff(kept) > 0).all()
+    assert {0, 31_234, 77_777, 99_999} <= set(kept.tolist())
+    assert curves.thin(values[:1500], 1500).tolist() == list(range(1500))
+
+
+def test_a_widget_brings_its_script_once_and_keeps_the_picture_for_who_has_none():
+    png = figures.to_png(figures.curves([], {}))
+    part = Section("c", figures=[(png, "still")], widget=Widget("curves", {"</script>": "<b>"}))
+    found = Page(render_page("t", [], [part, part]))
+    assert found.open_tags == [] and len(found.all("img")) == 2
+    kinds = [script.get("type") for script in found.all("script")]
+    assert kinds == ["application/json"] * 3 + [None]
+    assert json.loads(found.scripts[0]) == {"</script>": "<b>"}
 
 
 def test_smoothing_keeps_lines_and_halves_noise():

@@ -9,53 +9,10 @@ from typing import Any
 
 from jepa_vl import tree
 from jepa_vl.config import Config, ConfigError, flat, resolve, to_dict
-from jepa_vl.report import figures
+from jepa_vl.report import curves
 from jepa_vl.report.page import Section, render_page
 from jepa_vl.training import goodput, metrics
 from jepa_vl.training.whole import Model
-
-CURVES = {
-    "loss and its parts": [
-        "loss", "loss/predict", "loss/sparse", "loss/consistency", "loss/contrast",
-        "loss/text_to_image", "loss/image_to_text",
-    ],
-    "kNN accuracy, held out": ["knn/target", "knn/untrained", "knn/pixels"],
-    "text gain": ["text_gain"],
-    "held-out prediction loss": ["held_out_loss"],
-    "share of patches with O = 0": [
-        "dead_share", "dead_share/context", "dead_share/target",
-    ],
-    "attention entropy (1: all words alike)": ["attention_entropy"],
-    "spread of the targets (0: collapse)": [
-        "target_std", "target_std/image", "target_std/text",
-    ],
-    "terms against collapse": [
-        "anticollapse/variance", "anticollapse/covariance", "anticollapse/rank",
-        "anticollapse/sigreg",
-    ],
-    "RankMe of pooled features": ["rankme/target", "rankme/context", "rankme/predictor"],
-    "effective rank of centred features": [
-        "effective_rank/target", "effective_rank/context", "effective_rank/predictor",
-    ],
-    "spread of features over images (0: collapse)": ["std/target", "std/context", "std/predictor"],
-    "mean cosine of two images (1: collapse)": [
-        "cosine/target", "cosine/context", "cosine/predictor",
-    ],
-    "unexplained of the targets (1: as good as their mean)": ["unexplained", "unexplained/text"],
-    "distance of encoder and target": ["ema_drift"],
-    "gradient norm": ["grad_norm"],
-    "gradient, regularisers / prediction": ["regulariser_gradient_ratio"],
-    "images a second": ["images_per_second"],
-    "shares: of time well spent, waiting for data, of the peak": ["goodput", "data_wait", "mfu"],
-    "learning rate": ["lr"],
-}  # fmt: skip
-READING = """\
-Each curve is one number over the steps of the run. A run that learns shows kNN of the target \
-encoder above the untrained network and above raw pixels, a text gain above 0 that rises, and a \
-RankMe that does not fall.
-
-Text gain is measured on fixed held-out images, masks and captions: prediction loss with the \
-captions of another image, minus that with the image's own."""
 
 WITHOUT_RUN = (
     "Result, Curves and Time, which are of the metrics.jsonl and result.json of a run; a model by "
@@ -124,7 +81,7 @@ def build(workdir: Path, say: Callable[[str], None]) -> str:
       ConfigError: the workdir holds no run.
     """
     written = read(workdir)
-    sections = [_results(written), _curves(written), *_time(written)]
+    sections = [_results(written), curves.section({"": written.rows}), *_time(written)]
     data: dict[str, Any] = {"result": written.result, "config": to_dict(written.config)}
     cards = []
     try:
@@ -240,21 +197,6 @@ def _results(written: Written) -> Section:
     )
     rows = [[name, f"{value:.3f}"] for name, value in rows if value is not None]
     return Section("Result", text, table=(("features", "kNN accuracy"), rows))
-
-
-def _curves(written: Written) -> Section:
-    rows = written.rows
-    steps = sorted({row["step"] for row in rows})
-    ends = [steps[0], steps[-1]] if steps else []
-    # Levels to compare with, as lines across the panel.
-    levels = {
-        "knn/untrained": written.first("knn/target"),
-        "knn/pixels": written.first("knn/pixels"),
-    }
-    across = [{"step": step, **levels} for step in ends]
-    plain = [{k: v for k, v in row.items() if k != "knn/pixels"} for row in rows]
-    fig = figures.curves(plain, CURVES, across)
-    return Section("Curves", READING, [(figures.to_png(fig), "The logged numbers over the steps.")])
 
 
 def _time(written: Written) -> list[Section]:

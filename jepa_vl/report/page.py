@@ -5,53 +5,27 @@ import html
 import json
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+HERE = Path(__file__).parent
 PNG = b"\x89PNG\r\n\x1a\n"
 Table = tuple[Sequence[str], Sequence[Sequence[Any]]]
 
-STYLE = """
-:root{color-scheme:light dark;--ink:#1b1f24;--quiet:#57606a;--page:#fff;--card:#f4f6f8;
---line:#d4dae0;--link:#0b5cad}
-@media (prefers-color-scheme:dark){:root{--ink:#e6eaee;--quiet:#a3adb8;--page:#14171a;
---card:#1f2428;--line:#3a424a;--link:#7ab8ff}}
-*{box-sizing:border-box}
-body{margin:0;background:var(--page);color:var(--ink);
-font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif}
-header,main,footer,nav ul{max-width:1310px;margin:0 auto;padding:0 20px}
-h1{font-size:1.75rem;line-height:1.25;margin:1.6rem 0 1rem;overflow-wrap:anywhere}
-h2{font-size:1.3rem;line-height:1.3;margin:0 0 .4rem}
-section{padding:1.6rem 0;scroll-margin-top:2.5rem}
-section+section{border-top:1px solid var(--line)}
-p{max-width:75ch;margin:.4rem 0 1rem;overflow-wrap:anywhere}
-a{color:var(--link)}
-a:focus-visible,.scroll:focus-visible{outline:3px solid var(--link);outline-offset:2px}
-nav{position:sticky;top:0;background:var(--page);border-block:1px solid var(--line);z-index:1}
-nav ul{display:flex;gap:1.2rem;list-style:none;overflow-x:auto;white-space:nowrap}
-nav a{display:block;padding:.6rem 0;text-decoration:none}
-nav a:hover{text-decoration:underline}
-dl{display:flex;flex-wrap:wrap;gap:10px;margin:0 0 1.4rem}
-dl div{flex:0 1 auto;min-width:8.5rem;padding:.55rem .8rem;background:var(--card);
-border:1px solid var(--line);border-radius:8px}
-dt{color:var(--quiet);font-size:.85rem}
-dd{margin:0;font-size:1.1rem;font-weight:600;overflow-wrap:anywhere}
-figure{margin:1.2rem 0}
-img{display:block;max-width:100%;height:auto;background:#fff;border-radius:4px;
-box-shadow:0 0 0 1px var(--line)}
-figcaption{color:var(--quiet);font-size:.9rem;margin-top:.4rem;max-width:75ch}
-.scroll{overflow-x:auto;margin:1rem 0}
-table{border-collapse:collapse;font-variant-numeric:tabular-nums}
-th,td{text-align:left;padding:.35rem .9rem .35rem 0;border-bottom:1px solid var(--line);
-vertical-align:top}
-th{color:var(--quiet);font-weight:600;white-space:nowrap}
-td{min-width:5rem}
-td:last-child{min-width:8rem}
-.number{text-align:right}
-footer{color:var(--quiet);font-size:.85rem;padding-block:1rem 2rem}
-@media print{nav{display:none}}
-"""
+
+@dataclass(frozen=True)
+class Widget:
+    """A part of the page that the reader moves; without scripts its section's figures stand there.
+
+    Attributes:
+      kind: name of the script that draws it, ``KIND.js`` beside this file.
+      data: what it draws, JSON.
+    """
+
+    kind: str
+    data: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -63,12 +37,14 @@ class Section:
       text: how to read it; an empty line separates paragraphs.
       figures: (PNG bytes, caption); the caption is the alternative text as well.
       table: (header, rows), or None; floats are shown with four digits.
+      widget: takes the place of the figures where the page can run its scripts.
     """
 
     title: str
     text: str = ""
     figures: Sequence[tuple[bytes, str]] = ()
     table: Table | None = None
+    widget: Widget | None = None
 
 
 def render_page(
@@ -94,6 +70,7 @@ def render_page(
         f'<li><a href="#part-{i}">{_text(part.title)}</a></li>' for i, part in enumerate(sections)
     )
     body = "\n".join(_section(i, part) for i, part in enumerate(sections))
+    kinds = dict.fromkeys(part.widget.kind for part in sections if part.widget)
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -102,7 +79,7 @@ def render_page(
 <meta name="color-scheme" content="light dark">
 <link rel="icon" href="data:,">
 <title>{_text(title)}</title>
-<style>{STYLE}</style>
+<style>{_file("page.css")}</style>
 </head>
 <body>
 <header>
@@ -116,17 +93,38 @@ def render_page(
 <footer>This page is one file and loads nothing else. Its numbers are in the element #run, as JSON.
 </footer>
 <script type="application/json" id="run">{_json(data or {})}</script>
-</body>
+{_scripts(kinds)}</body>
 </html>
 """
+
+
+def _file(name: str) -> str:
+    return (HERE / name).read_text(encoding="utf-8")
+
+
+def _scripts(kinds: Iterable[str]) -> str:
+    """One script of all that the widgets of a page need; empty where there is none."""
+    files = [_file(f"{kind}.js") for kind in kinds]
+    if not files:
+        return ""
+    whole = "\n".join(['"use strict";', _file("widgets.js"), *files, "startWidgets();"])
+    return f"<script>\n(() => {{\n{whole}\n}})();\n</script>\n"
 
 
 def _section(index: int, part: Section) -> str:
     paragraphs = [f"<p>{_text(text)}</p>" for text in part.text.split("\n\n") if text.strip()]
     table = [_table(part.title, *part.table)] if part.table else []
     figures = [_figure(png, caption) for png, caption in part.figures]
+    if part.widget:
+        figures = [_widget(part.widget, figures)]
     heading = f'<section id="part-{index}">\n<h2>{_text(part.title)}</h2>'
     return "\n".join([heading, *paragraphs, *table, *figures, "</section>"])
+
+
+def _widget(widget: Widget, stills: Sequence[str]) -> str:
+    data = f'<script type="application/json">{_json(widget.data)}</script>'
+    still = f'<div class="still">{"".join(stills)}</div>'
+    return f'<div class="widget" data-kind="{_text(widget.kind)}">{data}{still}</div>'
 
 
 def _figure(png: bytes, caption: str) -> str:

@@ -1,0 +1,144 @@
+"""Curves over the steps of one run or several: data of curves.js, and a picture in its place."""
+
+import itertools
+from typing import Any
+
+import numpy as np
+
+from jepa_vl import report
+from jepa_vl.report import figures
+from jepa_vl.report.page import Section, Widget
+
+CURVES = {
+    "loss and its parts": [
+        "loss", "loss/predict", "loss/sparse", "loss/consistency", "loss/contrast",
+        "loss/text_to_image", "loss/image_to_text",
+    ],
+    "kNN accuracy, held out": ["knn/target", "knn/untrained", "knn/pixels"],
+    "text gain": ["text_gain"],
+    "held-out prediction loss": ["held_out_loss"],
+    "share of patches with O = 0": [
+        "dead_share", "dead_share/context", "dead_share/target",
+    ],
+    "attention entropy (1: all words alike)": ["attention_entropy"],
+    "spread of the targets (0: collapse)": [
+        "target_std", "target_std/image", "target_std/text",
+    ],
+    "terms against collapse": [
+        "anticollapse/variance", "anticollapse/covariance", "anticollapse/rank",
+        "anticollapse/sigreg",
+    ],
+    "RankMe of pooled features": ["rankme/target", "rankme/context", "rankme/predictor"],
+    "effective rank of centred features": [
+        "effective_rank/target", "effective_rank/context", "effective_rank/predictor",
+    ],
+    "spread of features over images (0: collapse)": ["std/target", "std/context", "std/predictor"],
+    "mean cosine of two images (1: collapse)": [
+        "cosine/target", "cosine/context", "cosine/predictor",
+    ],
+    "unexplained of the targets (1: as good as their mean)": ["unexplained", "unexplained/text"],
+    "distance of encoder and target": ["ema_drift"],
+    "gradient norm": ["grad_norm"],
+    "gradient, regularisers / prediction": ["regulariser_gradient_ratio"],
+    "images a second": ["images_per_second"],
+    "shares: of time well spent, waiting for data, of the peak": ["goodput", "data_wait", "mfu"],
+    "learning rate": ["lr"],
+}  # fmt: skip
+READING = """\
+Each curve is one number over the steps of the run. A run that learns shows kNN of the target \
+encoder above the untrained network and above raw pixels, a text gain above 0 that rises, and a \
+RankMe that does not fall.
+
+Text gain is measured on fixed held-out images, masks and captions: prediction loss with the \
+captions of another image, minus that with the image's own."""
+POINTS = 1500  # of a line, at most: more than a screen has pixels
+LEVELS = {"knn/untrained": "knn/target", "knn/pixels": "knn/pixels"}  # lines across: first value of
+
+
+def section(runs: dict[str, list[dict[str, Any]]]) -> Section:
+    """The section of the curves.
+
+    Args:
+      runs: name of each run -> its lines of metrics.jsonl; the name of a single one is not shown.
+    """
+    levelled = {name: with_levels(rows) for name, rows in runs.items()}
+    merged, groups = _merged(levelled)
+    still = figures.to_png(figures.curves(merged, groups)), "The logged numbers over the steps."
+    found = panels(levelled)
+    widget = Widget("curves", {"panels": found}) if found else None
+    return Section("Curves", READING, [still], widget=widget)
+
+
+def with_levels(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows in which what is measured once, to compare with, stands at the first and last step."""
+    if not rows:
+        return []
+    plain = [{k: v for k, v in row.items() if k not in LEVELS} for row in rows]
+    firsts = {level: report.series(rows, name)[:1, 1].tolist() for level, name in LEVELS.items()}
+    levels = {level: first[0] for level, first in firsts.items() if first}
+    steps = [row["step"] for row in rows]
+    return [*plain, *({"step": step, **levels} for step in (min(steps), max(steps)))]
+
+
+def panels(runs: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """What curves.js draws: a panel for each group of metrics that has data.
+
+    Of one run colours tell metrics apart; of several they tell runs, and dashes metrics.
+    """
+    out = []
+    for title, keys in CURVES.items():
+        lines = []
+        for number, (name, rows) in enumerate(runs.items()):
+            found = {key: report.series(rows, key) for key in keys}
+            for i, key in enumerate(key for key in keys if len(found[key])):
+                label = f"{name}: {key}" if len(runs) > 1 else key
+                colour = number if len(runs) > 1 else i
+                lines.append({"name": label, "colour": colour, "dash": i, **_line(found[key])})
+        if lines:
+            out.append({"title": title, "lines": lines})
+    return out
+
+
+def _line(points: np.ndarray) -> dict[str, Any]:
+    """x, y and, where smoothing changes anything, the smooth values; [_, 2] in."""
+    smooth, kept = report.smooth(points[:, 1]), thin(points[:, 1])
+    out: dict[str, Any] = {"x": [int(step) for step in points[kept, 0]]}
+    out["y"] = _short(points[kept, 1])
+    if not np.array_equal(smooth, points[:, 1]):
+        out["smooth"] = _short(smooth[kept])
+    return out
+
+
+def thin(values: np.ndarray, limit: int = POINTS) -> np.ndarray:
+    """Indices of at most ``limit`` values, ascending: ends, and of each stretch both extremes.
+
+    A spike of a single step is therefore still seen.
+    """
+    count = len(values)
+    if count <= limit:
+        return np.arange(count)
+    edges = np.linspace(0, count, limit // 2).astype(int)  # limit // 2 - 1 stretches
+    kept = {0, count - 1}
+    for start, end in itertools.pairwise(edges):
+        kept |= {start + int(values[start:end].argmin()), start + int(values[start:end].argmax())}
+    return np.array(sorted(kept))
+
+
+def _short(values: np.ndarray) -> list[float]:
+    """Six digits: half the page that sixteen would be."""
+    return [float(f"{value:.6g}") for value in values]
+
+
+def _merged(
+    runs: dict[str, list[dict[str, Any]]],
+) -> tuple[list[dict[str, Any]], dict[str, list[str]]]:
+    """Rows and groups of all runs, whose metrics bear the name of their run where it has one."""
+    if len(runs) == 1:
+        return next(iter(runs.values())), CURVES
+    rows = [
+        {"step": row["step"], **{f"{name}: {k}": v for k, v in row.items() if k != "step"}}
+        for name, own in runs.items()
+        for row in own
+    ]
+    groups = {title: [f"{n}: {k}" for n in runs for k in keys] for title, keys in CURVES.items()}
+    return rows, groups

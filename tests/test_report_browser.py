@@ -1,0 +1,143 @@
+"""Promises of the report that a browser alone can show: it moves, and asks nobody for anything."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jepa_vl.report import curves
+from jepa_vl.report.page import render_page
+from tests.browser import Browser
+
+pytestmark = pytest.mark.slow
+RNG = np.random.default_rng(0)
+STEPS = 400
+
+
+def rows() -> list[dict]:
+    """A run: a loss that falls, kNN now and then, two metrics in one panel."""
+    out = [{"step": i, "loss": 5.0 / (1 + i) + 0.01, "lr": 1e-3} for i in range(1, STEPS + 1)]
+    for i in range(0, STEPS, 100):
+        out[i] |= {"knn/target": 0.5 + i / 1000, "knn/pixels": 0.2, "text_gain": 0.01 * i}
+    return out
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("page") / "report.html"
+    sections = [curves.section({"": rows()})]
+    out.write_text(render_page("A run", [("steps", "400")], sections), encoding="utf-8")
+    return out
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    opened = Browser(tmp_path_factory.mktemp("profile"))
+    yield opened
+    opened.close()
+
+
+def silent(browser: Browser, page: Path) -> None:
+    assert browser.trouble == []
+    assert [url for url in browser.requests if not url.startswith("data:")] == [page.as_uri()]
+
+
+SPAN = "[...document.querySelectorAll('.bar input[type=number]')].map(e => Number(e.value))"
+AXIS = "document.querySelector('.plot .axes').textContent"
+READOUT = "document.querySelector('.panel output').textContent"
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("dark", [False, True])
+def test_the_page_opens_in_silence_and_nothing_is_wider_than_the_screen(browser, page, width, dark):
+    browser.open(page, width, dark)
+    silent(browser, page)
+    assert browser.run("document.documentElement.scrollWidth") <= width
+    assert browser.run("document.querySelectorAll('.panel').length") == 4
+    background = browser.run("getComputedStyle(document.body).backgroundColor")
+    assert background == ("rgb(20, 23, 26)" if dark else "rgb(255, 255, 255)")
+
+
+def test_without_scripts_the_picture_stands_in_the_place_of_the_panels(browser, page):
+    browser.open(page, scripts=False)
+    shown = "[...document.querySelectorAll('.still')].map(e => e.getBoundingClientRect().height)"
+    (height,) = browser.run(shown)
+    assert height > 300 and browser.run("document.querySelectorAll('.panel').length") == 0
+    browser.open(page)
+    assert browser.run(shown) == [0]
+
+
+def test_dragging_zooms_all_panels_and_a_double_click_shows_all_again(browser, page):
+    browser.open(page)
+    whole, axis = browser.run(SPAN), browser.run(AXIS)
+    assert whole == [1, STEPS]
+    x, y, width = browser.centre(".plot")
+    browser.drag((x, y), (x + width / 4, y))
+    low, high = browser.run(SPAN)
+    # The plot begins a little right of the panel's edge: its middle is no half of the steps.
+    assert low == pytest.approx(178, abs=4) and high == pytest.approx(296, abs=4)
+    assert browser.run(AXIS) != axis
+    others = browser.run("[...document.querySelectorAll('.plot .axes')].map(e => e.textContent)")
+    assert all("250" in text and "400" not in text for text in others)
+    for count in (1, 2):
+        for kind in ("mousePressed", "mouseReleased"):
+            browser.mouse(kind, x, y, button="left", clickCount=count)
+    assert browser.run(SPAN) == whole and browser.run(AXIS) == axis
+    silent(browser, page)
+
+
+def test_the_readout_tells_the_value_at_the_step_under_the_pointer(browser, page):
+    browser.open(page)
+    x, y, _ = browser.centre(".plot")
+    browser.mouse("mouseMoved", x, y)
+    told = browser.run(READOUT)
+    step = int(told.split(":")[0].removeprefix("step "))
+    assert step == pytest.approx(178, abs=4)
+    assert float(told.split("loss ")[1]) == pytest.approx(5.0 / (1 + step) + 0.01, rel=1e-3)
+
+
+def test_the_keyboard_does_all_that_the_pointer_does(browser, page):
+    browser.open(page)
+    browser.run("document.querySelector('.plot').focus()")
+    for key, told in (("Home", "step 1:"), ("ArrowRight", "step 2:"), ("End", "step 400:")):
+        browser.press(key)
+        assert browser.run(READOUT).startswith(told)
+    browser.press("ArrowLeft")
+    assert browser.run(READOUT).startswith("step 399:")
+    browser.press("+")
+    low, high = browser.run(SPAN)
+    assert 290 < low < 310 and high == STEPS
+    browser.press("ArrowLeft", shift=True)
+    assert browser.run(SPAN)[0] < low and browser.run(SPAN)[1] < STEPS
+    browser.press("0")
+    assert browser.run(SPAN) == [1, STEPS]
+    browser.run(
+        "(() => {const e = document.querySelector('.bar input'); e.value = 100;"
+        "e.dispatchEvent(new Event('change'))})()"
+    )
+    assert browser.run(SPAN) == [100, STEPS]
+
+
+def axe() -> str:
+    """axe-core's source; a test skips where there is none."""
+    found = os.environ.get("JEPA_VL_AXE")
+    if not found or not Path(found).is_file():
+        pytest.skip("set JEPA_VL_AXE to axe.min.js of the npm package axe-core")
+    return Path(found).read_text()
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("dark", [False, True])
+def test_axe_finds_no_serious_fault(browser, page, width, dark):
+    source = axe()
+    browser.open(page, width, dark)
+    browser.run(source + ";0")
+    found = json.loads(browser.run("axe.run().then(r => JSON.stringify(r.violations))"))
+    faults = [
+        (fault["id"], fault["impact"], node["html"][:200], node["failureSummary"])
+        for fault in found
+        for node in fault["nodes"]
+    ]
+    assert faults == []
