@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 
+from jepa_vl.cli import outputs
 from jepa_vl.cli.main import main
 from jepa_vl.scaling.law import Law
 
@@ -120,3 +121,13 @@ def test_what_cannot_be_reported_is_one_clear_line(tmp_path, capsys, lines, word
     assert report(tmp_path, lines, *words)[0] == 5
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and named in said
+
+
+def test_an_interval_without_an_end_is_null_in_json(tmp_path):
+    """``Infinity`` is no JSON: strict readers refuse the whole file."""
+    page = {"low": 1.6, "pair": (1.0, float("inf")), "inner": [{"nan": float("nan")}], "n": 3}
+    outputs.write(tmp_path / "out.json", page)
+    text = (tmp_path / "out.json").read_text()
+    assert json.loads(text, parse_constant=pytest.fail) == {
+        "low": 1.6, "pair": [1.0, None], "inner": [{"nan": None}], "n": 3,
+    }  # fmt: skip

@@ -39,7 +39,7 @@ def run(args: argparse.Namespace, overrides: Sequence[Override]) -> int:
         page = inspect.difference(a, b)
     names = [f"{one.folder.parents[1].name}@{one.step}" for one in (a, b)]
     print("\n".join(_text(page, names)))
-    outputs.write(out, checkpoints.finite({"checkpoints": names, **page}))
+    outputs.write(out, {"checkpoints": names, **page})
     return 0
 
 

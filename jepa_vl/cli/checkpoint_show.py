@@ -32,7 +32,7 @@ def run(args: argparse.Namespace, overrides: Sequence[Override]) -> int:
     with checkpoints.readable(workdir):
         page = {**_facts(one), **inspect.summary(one)}
     print("\n".join(_text(page)))
-    outputs.write(out, checkpoints.finite(page))
+    outputs.write(out, page)
     return 0
 
 

@@ -5,7 +5,6 @@ import contextlib
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from jepa_vl.cli.numbers import whole
 from jepa_vl.config import ConfigError
@@ -59,12 +58,3 @@ def size(count: int) -> str:
 def number(value: float | None, digits: int = 4) -> str:
     """A number in a table; empty where there is none."""
     return "" if value is None else f"{value:.{digits}g}"
-
-
-def finite(value: Any) -> Any:
-    """Fit for JSON, which has neither NaN nor infinities: null."""
-    if isinstance(value, dict):
-        return {name: finite(part) for name, part in value.items()}
-    if isinstance(value, list):
-        return [finite(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
