@@ -84,6 +84,24 @@ def resident_mib() -> float | None:
     return sum(pages) * os.sysconf("SC_PAGE_SIZE") / 2**20 if pages else None
 
 
+def busy_seconds() -> float | None:
+    """CPU time so far of everything on this machine, all cores; None where it is not told."""
+    if not Path("/proc/stat").exists():
+        return None
+    user, nice, system, _, _, irq, softirq, *_ = (
+        int(field) for field in Path("/proc/stat").read_text().splitlines()[0].split()[1:]
+    )
+    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+
+
+def peak_resident_mib() -> float | None:
+    """The most memory that this process ever held; None where it is not told."""
+    if not Path("/proc/self/status").exists():
+        return None
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 2**10 for line in lines if line.startswith("VmHWM"))
+
+
 def machine(*packages: str) -> dict[str, Any]:
     """Processor, cores, and the versions of packages."""
     model = platform.processor()

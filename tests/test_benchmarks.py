@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -15,11 +16,11 @@ ROOT = Path(__file__).parents[1]
 SPREAD = {"median", "min", "max", "all"}
 
 
-def run(script: str, out: Path, options: dict) -> dict:
+def run(script: str, out: Path, options: dict, words: Sequence[str] = ()) -> dict:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"  # promises here are not of speed
     args = [f"--{name}={value}" for name, value in {**options, "out": out}.items()]
-    command = [sys.executable, str(ROOT / "benchmarks" / script), *args]
+    command = [sys.executable, str(ROOT / "benchmarks" / script), *args, *words]
     subprocess.run(command, check=True, env=environment, timeout=120, cwd=out.parent)
     return json.loads(out.read_text())
 
@@ -128,3 +129,29 @@ def test_the_cost_of_a_checkpoint_is_told_beside_a_step(tmp_path):
         assert share == pytest.approx(save / step)
     assert [number for number, _ in found["memory"]["mib"]] == list(range(1, 5))
     assert found["state_mb"] > 0.1
+
+
+@pytest.mark.slow
+def test_a_step_is_measured_beside_others_in_turns(tmp_path):
+    """Without torch: two arms of ours, the second of which does twice the work."""
+    options = {"size": "tiny", "batch": 8, "repeats": 2, "steps": 1}
+    words = [f"--arm=ours{more}" for more in ("", " objective=tcjepa text.captions=2 text.words=4")]
+    found = run("step.py", tmp_path / "out.json", options, words)
+    assert {"question", "machine", "settings", "arms"} == found.keys()
+    plain, captions = found["arms"].values()
+    assert plain["flops"] == 1.0 < captions["flops"]
+    for arm in (plain, captions):
+        for key in ("ms", "cpu_seconds", "rss_mib", "others", "load"):
+            assert arm[key].keys() == SPREAD and len(arm[key]["all"]) == 2
+        assert arm["ms"]["min"] > 0 and arm["first_step_s"] > 0
+    assert plain["ratios"]["of_minima"] == plain["ratios"]["rss"] == 1.0
+    ratios = captions["ratios"]
+    assert ratios["of_minima"] == pytest.approx(captions["ms"]["min"] / plain["ms"]["min"])
+    rounds = zip(captions["ms"]["all"], plain["ms"]["all"], strict=True)
+    assert ratios["of_rounds"]["all"] == pytest.approx([a / b for a, b in rounds])
+
+
+def test_an_arm_that_cannot_be_built_ends_the_measurement(tmp_path):
+    with pytest.raises(subprocess.CalledProcessError):
+        run("step.py", tmp_path / "out.json", {"size": "tiny"}, ["--arm=ours train.steps=0"])
+    assert not (tmp_path / "out.json").exists()
