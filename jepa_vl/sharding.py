@@ -115,6 +115,16 @@ def mesh_shape(
     return data, fsdp, tensor
 
 
+def shares(mesh: Mesh | AbstractMesh) -> int:
+    """Parts that a batch lies in."""
+    return math.prod(mesh.shape[axis] for axis in BATCH)
+
+
+def round_up(count: int, mesh: Mesh | AbstractMesh) -> int:
+    """The least number of rows, ``count`` or more, that the mesh shares evenly."""
+    return -(-count // shares(mesh)) * shares(mesh)
+
+
 def check_batch(config: TrainConfig, shards: int) -> None:
     """Refuses a batch whose parts do not divide among the devices.
 

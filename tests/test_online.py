@@ -1,15 +1,15 @@
 """``eval.tasks``: evaluators of ``jepa-vl eval`` while a run goes on."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
-import jax
 import pytest
 
 from jepa_vl.cli.main import main
-from jepa_vl.training import online
 from tests.test_cli import SPREAD, TINY, refused
-from tests.tiny import tiny
+from tests.test_multihost import CONFIG, ROOT, environment, lines, side_by_side
 
 # These runs are all compilation.
 pytestmark = pytest.mark.usefixtures("quick_module")
@@ -57,8 +57,35 @@ def test_a_task_that_cannot_be_is_refused_before_the_first_step(tasks, part, tmp
     assert not (tmp_path / "metrics.jsonl").exists()
 
 
-def test_tasks_that_train_parts_of_their_own_run_in_one_process_alone(monkeypatch):
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    online.check(tiny(**{"eval.tasks": ("fewshot",)}))
-    with pytest.raises(Exception, match="eval --watch"):
-        online.check(tiny(**{"eval.tasks": ("retrieval",)}))
+# Of the kinds of evaluators: what trains heads, a copy of the encoder and a decoder of its own,
+# and what reads words.
+OF_PATCHES = "mae_lars,attentive_one,finetune,segmentation,captioning,grounding"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("objective", "tasks"), [("tcjepa", OF_PATCHES), ("contrastive", "lidar,retrieval")]
+)
+def test_two_processes_find_while_training_what_one_finds(objective, tasks, tmp_path):
+    settings = {
+        "objective": objective, "eval.tasks": tasks, "eval.every": 2, "train.steps": 2,
+        "eval.train_images": 40, "eval.val_images": 20, "eval.batch_size": 7, "eval.crops": 1,
+        "eval.probe_steps": 4, "eval.probe_batch": 16, "eval.decoder_steps": 2, "eval.beam": 2,
+        "eval.decoder_layers": 1, "mesh.fsdp": 4, "optim.warmup_steps": 1, "loss.ramp_steps": 1,
+        "checkpoint.every": 2,
+    }  # fmt: skip
+    more = [f"--config.{key}={value}" for key, value in settings.items()]
+
+    def command(workdir: str) -> list[str]:
+        return ["train", "--config", CONFIG, "--workdir", str(tmp_path / workdir), *more]
+
+    one = [sys.executable, "-m", "jepa_vl", *command("one")]
+    subprocess.run(one, cwd=ROOT, env=environment(1), check=True, timeout=300)
+    ends = side_by_side([command("two")] * 2)
+    assert [code for code, _ in ends] == [0, 0], ends
+    alone, both = (lines(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
+    for before, after in zip((alone[0], alone[-1]), (both[0], both[-1]), strict=True):
+        wanted = {name: before[name] for name in before if name.startswith("eval/")}
+        assert {name.split("/")[1] for name in wanted} == set(tasks.split(","))
+        found = {name: after[name] for name in after if name.startswith("eval/")}
+        assert found == pytest.approx(wanted, rel=1e-4)

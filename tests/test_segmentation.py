@@ -12,7 +12,7 @@ from jepa_vl import objectives, sharding
 from jepa_vl.config import ConfigError
 from jepa_vl.data import dense, sources
 from jepa_vl.data.shapes_world import ShapesWorld
-from jepa_vl.evaluators import heads, miou, segmentation, subject
+from jepa_vl.evaluators import heads, miou, segmentation, spread, subject
 from jepa_vl.evaluators.network import Network
 from jepa_vl.training import state as train_state
 from tests.tiny import tiny
@@ -186,6 +186,27 @@ def test_numbers_depend_neither_on_the_batch_nor_on_the_devices():
         net = network(objective.encoder, devices, **how)
         found.append(segmentation.Segmentation(net.config, net).measure(params))
     assert all(other.scores == found[0].scores for other in found[1:])
+
+
+@pytest.mark.parametrize("batch", [8, 5])
+def test_devices_share_the_batches_that_they_divide_and_train_the_head_of_one(batch, monkeypatch):
+    rng, seen, rows = np.random.default_rng(0), [], spread.rows
+
+    def watched(data, *index):
+        found = rows(data, *index)
+        jax.debug.inspect_array_sharding(found, callback=seen.append)
+        return found
+
+    tokens = rng.normal(1, 2, (13, 16, 6)).astype(np.float32)
+    masks = rng.integers(0, 3, (13, 8, 8)).astype(np.int32)
+    plan = heads.Plan(4, batch, segmentation.schedule, False, segmentation.EPS, 0)
+    alone = segmentation.fit(tokens, masks, 3, plan)
+    monkeypatch.setattr(spread, "rows", watched)
+    mesh = sharding.make_mesh(tiny().mesh, jax.devices())
+    found = segmentation.fit(tokens, masks, 3, plan, mesh)
+    assert seen and all(place.is_fully_replicated == (batch % 8 > 0) for place in seen)
+    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(alone), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
 def test_data_without_masks_and_a_lone_image_are_one_line_or_a_number():

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from jepa_vl import sharding
 from jepa_vl.config import Config
 from jepa_vl.evaluators import adam, crops, features, heads, spread
 from jepa_vl.evaluators.base import NETWORK, Measured, Measures, register
@@ -94,7 +95,7 @@ def predict(
     """
     every = jax.vmap(lambda p, x: attentive.apply(module, p, x).argmax(-1), (0, None))
     devices = spread.over(mesh)
-    say, batch = features.over(devices, every), -(-batch // devices.size) * devices.size
+    say, batch = features.over(devices, every), sharding.round_up(batch, devices)
 
     def parts() -> Iterator[Array]:
         for start in range(0, len(tokens), batch):

@@ -1,6 +1,7 @@
 """Fine-tuning of a copy of the encoder, with all labels or few: layer decay, smoothing, mixup."""
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar
@@ -12,13 +13,13 @@ import numpy as np
 from jepa_vl import tree
 from jepa_vl.config import Config, ConfigError
 from jepa_vl.data import faults, pipeline
-from jepa_vl.evaluators import adam, crops, features
+from jepa_vl.evaluators import adam, crops, features, spread
 from jepa_vl.evaluators.base import NETWORK, Features, Measured, Measures, majority, register
 from jepa_vl.evaluators.linear import cosine
 from jepa_vl.evaluators.network import Network
 from jepa_vl.models.vit import ViT, normalise
 from jepa_vl.shapes import Array, PyTree
-from jepa_vl.sharding import batch_sharding, replicated
+from jepa_vl.sharding import batch_sharding, replicated, round_up
 
 LAYER_DECAY, SMOOTHING, WEIGHT_DECAY = 0.75, 0.1, 0.05
 SHARE = 0.01  # of the labels
@@ -131,8 +132,7 @@ class Tuned(Measures):
     def tune(self, params: PyTree, indices: Array, labels: Array, classes: int) -> PyTree:
         """Trains encoder and head on the images of some indices, int [n], labels int [n]."""
         mesh, r, e = self.network.mesh, self.recipe, self.config.eval
-        shards = mesh.shape["data"] * mesh.shape["fsdp"]
-        batch = -(-min(len(indices), e.probe_batch or r.batch) // shards) * shards
+        batch = round_up(min(len(indices), e.probe_batch or r.batch), mesh)
         steps = max(1, r.epochs * len(indices) // batch)
         steps = min(steps, e.probe_steps or steps)
         width = self.config.encoder.width
@@ -140,10 +140,10 @@ class Tuned(Measures):
             "kernel": np.zeros((width, classes), np.float32),
             "bias": np.zeros(classes, np.float32),
         }
-        state: Any = {"encoder": jax.device_get(params), "head": head}
+        state: Any = {"encoder": spread.whole(params), "head": head}
         scales = layer_scales(state, self.network.depth)
         decays = jax.tree.map(lambda p: WEIGHT_DECAY * (p.ndim > 1), state)
-        state = jax.device_put(state, replicated(mesh))
+        state = spread.put(state, mesh)
 
         def loss(state: PyTree, images: Array, truth: Array, share: Array) -> Array:
             shown = normalise(images)
@@ -151,7 +151,7 @@ class Tuned(Measures):
             said = jax.nn.log_softmax(self._logits(state, shown))
             return -jnp.mean(jnp.sum(targets(truth, classes, share) * said, axis=-1))
 
-        @jax.jit
+        @functools.partial(jax.jit, out_shardings=replicated(mesh))
         def step(state: PyTree, moments: Any, batch: tuple, speed: Array) -> tuple:
             grads = jax.grad(loss)(state, *batch)
             rates = jax.tree.map(lambda scale: speed * scale, scales)

@@ -14,7 +14,7 @@ from jepa_vl.data import captions, faults, pipeline
 from jepa_vl.data.sources import Record, Source
 from jepa_vl.evaluators.features import data_hash, from_all_hosts
 from jepa_vl.shapes import Array, PyTree
-from jepa_vl.sharding import batch_sharding, replicated
+from jepa_vl.sharding import batch_sharding, replicated, round_up
 
 
 class Shown(NamedTuple):
@@ -65,8 +65,7 @@ class Joint:
         self.config, self.objective, self.frozen, self.mesh = config, objective, frozen, mesh
         self.sources: dict[str, Source] = {"train": train, "held_out": held_out}
         self.log = log
-        shards = mesh.shape["data"] * mesh.shape["fsdp"]
-        self.size = -(-config.eval.batch_size // shards) * shards
+        self.size = round_up(config.eval.batch_size, mesh)
         self._used: dict[str, list[int]] = {}
 
     def need_text(self, task: str) -> None:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from jepa_vl import sharding
 from jepa_vl.config import Config, ConfigError
 from jepa_vl.data import faults
 from jepa_vl.data.sources import Source
@@ -78,8 +79,7 @@ class Network:
     def _run(self, params: PyTree, images: Array, layers: int, pool: bool) -> Array:
         if (layers, pool) not in self._compiled:
             self._compiled[layers, pool] = self._compile(layers, pool)
-        shards = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
-        missing = -len(images) % shards
+        missing = sharding.round_up(len(images), self.mesh) - len(images)
         whole = np.concatenate([images, np.repeat(images[-1:], missing, axis=0)])
         return np.asarray(self._compiled[layers, pool](params, whole))[: len(images)]
 

@@ -6,11 +6,12 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from jepa_vl.config import Config, ConfigError
 from jepa_vl.data import dense, faults, transforms
 from jepa_vl.data.sources import Source
-from jepa_vl.evaluators import adam, heads, miou
+from jepa_vl.evaluators import adam, heads, miou, spread
 from jepa_vl.evaluators.base import NETWORK, Measured, Measures, register
 from jepa_vl.evaluators.linear import cosine
 from jepa_vl.evaluators.network import Network
@@ -61,27 +62,29 @@ def cross_entropy(scores: Array, masks: Array) -> Array:
     return jnp.sum(each * known) / jnp.maximum(1, jnp.sum(known))
 
 
-def fit(tokens: Array, masks: Array, classes: int, plan: heads.Plan) -> Fitted:
+def fit(
+    tokens: Array, masks: Array, classes: int, plan: heads.Plan, mesh: Mesh | None = None
+) -> Fitted:
     """Trains the head.
 
     Args:
       tokens: float32 [n, T, D]; masks: int32 [n, S, S].
       classes: C.
       plan: of steps, batches and the learning rate.
+      mesh: devices that share each batch where they divide it; None: one.
     """
     width, size = tokens.shape[-1], masks.shape[-1]
     first = heads.INIT_STD * np.random.default_rng(plan.seed).normal(size=(width, classes))
-    head = Head(*map(jnp.asarray, (np.ones(width, np.float32), np.zeros(width, np.float32),
-                first.astype(np.float32), np.zeros(classes, np.float32))))  # fmt: skip
-    data, truth = jnp.asarray(tokens), jnp.asarray(masks)
+    zeros, ones = np.zeros(width, np.float32), np.ones(width, np.float32)
+    head = Head(ones, zeros, first.astype(np.float32), np.zeros(classes, np.float32))
     key = jax.random.key(plan.seed)
 
-    def step(state: tuple, batch: tuple) -> tuple:
+    def step(state: tuple, data: tuple, batch: tuple) -> tuple:
         head, moments, mean, variance, count = state
         rows, factor = batch
-        x = data[rows]
-        centre, spread = x.mean(axis=(0, 1)), x.var(axis=(0, 1))
-        normed = (x - centre) * jax.lax.rsqrt(spread + plan.eps)
+        x, truth = (spread.rows(part, rows) for part in data)
+        centre, varied = x.mean(axis=(0, 1)), x.var(axis=(0, 1))
+        normed = (x - centre) * jax.lax.rsqrt(varied + plan.eps)
         kept = jax.random.bernoulli(
             jax.random.fold_in(key, count), 1 - DROPOUT, (len(rows), 1, width)
         )
@@ -89,24 +92,25 @@ def fit(tokens: Array, masks: Array, classes: int, plan: heads.Plan) -> Fitted:
         def loss(head: Head) -> Array:
             shifted = (normed * head.scale + head.shift) * kept / (1 - DROPOUT)
             plain = head._replace(scale=jnp.float32(1), shift=jnp.float32(0))
-            return cross_entropy(logits(plain, shifted, size), truth[rows])
+            return cross_entropy(logits(plain, shifted, size), truth)
 
         grads = jax.grad(loss)(head)
         head, moments = adam.update(head, grads, moments, RATE * factor, DECAY)
         pixels = len(rows) * tokens.shape[1]
-        unbiased = spread * (pixels / max(1, pixels - 1))
+        unbiased = varied * (pixels / max(1, pixels - 1))
         mean = (1 - heads.BN_MOMENTUM) * mean + heads.BN_MOMENTUM * centre
         variance = (1 - heads.BN_MOMENTUM) * variance + heads.BN_MOMENTUM * unbiased
-        return (head, moments, mean, variance, count + 1), None
+        return head, moments, mean, variance, count + 1
 
-    state: Any = (head, adam.start(head), jnp.zeros(width), jnp.ones(width), 0)
-    run = jax.jit(lambda state, part: jax.lax.scan(step, state, part)[0])
-    done = 0
-    for rows, _ in heads.batches(len(tokens), 1, plan):
-        progress = (done + np.arange(len(rows))) / plan.steps
-        state = run(state, (rows, np.array([plan.factor(p) for p in progress], np.float32)))
-        done += len(rows)
-    head, _, mean, variance, _ = jax.device_get(state)
+    def parts() -> Iterator[tuple]:
+        done = 0
+        for rows, _ in heads.batches(len(tokens), 1, plan):
+            progress = (done + np.arange(len(rows))) / plan.steps
+            yield rows, np.array([plan.factor(p) for p in progress], np.float32)
+            done += len(rows)
+
+    state = (head, adam.start(head), zeros, ones, np.int32(0))
+    head, _, mean, variance, _ = spread.scan(step, state, (tokens, masks), parts(), mesh)
     return Fitted(head, mean, variance)
 
 
@@ -164,7 +168,7 @@ class Segmentation(Measures):
         e = self.config.eval
         batch = min(len(tokens), e.probe_batch or BATCH)
         plan = heads.Plan(e.probe_steps or STEPS, batch, schedule, False, EPS, self.config.seed)
-        fitted = fit(tokens, masks, self.classes, plan)
+        fitted = fit(tokens, masks, self.classes, plan, self.network.mesh)
         seen = np.bincount(masks[masks != miou.IGNORED], minlength=self.classes)
         commonest = int(seen.argmax())
         each, plain = [], []

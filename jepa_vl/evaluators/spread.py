@@ -1,9 +1,10 @@
-"""Steps of many heads over a mesh: each device computes its share of every batch."""
+"""Training of heads over a mesh: each device computes its share of every batch."""
 
 from collections.abc import Callable, Iterable
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from jepa_vl import sharding
@@ -19,8 +20,27 @@ def rows(data: Array, *index: Array) -> Array:
 
 
 def over(mesh: Mesh | None) -> Mesh:
-    """The mesh itself; None: one device of this process."""
-    return mesh or sharding.make_mesh(MeshConfig(), jax.local_devices()[:1])
+    """The mesh's devices, for data alone: heads are whole on each; None: one of this process."""
+    if mesh is None:
+        return sharding.make_mesh(MeshConfig(), jax.local_devices()[:1])
+    return Mesh(mesh.devices.reshape(-1, 1, 1), mesh.axis_names, axis_types=mesh.axis_types)
+
+
+def put(tree: PyTree, mesh: Mesh) -> PyTree:
+    """Arrays that are the same in all processes, whole on every device."""
+    place = sharding.replicated(mesh)
+    return jax.tree.map(lambda x: from_all_hosts(np.asarray(x), place), tree)
+
+
+def whole(tree: PyTree) -> PyTree:
+    """Arrays of all processes, wherever their parts lie, as numpy arrays; all must call it."""
+
+    def of(x: Array) -> Array:
+        if isinstance(x, jax.Array) and not x.is_fully_addressable:
+            return multihost_utils.process_allgather(x, tiled=True)
+        return np.asarray(x)
+
+    return jax.tree.map(of, tree)
 
 
 def scan(
@@ -42,17 +62,13 @@ def scan(
       The state after the last step, numpy arrays.
     """
     devices = over(mesh)
-    place = sharding.replicated(devices)
-
-    def put(tree: PyTree) -> PyTree:
-        return jax.tree.map(lambda x: from_all_hosts(np.asarray(x), place), tree)
 
     def run(state: PyTree, data: PyTree, part: PyTree) -> PyTree:
         return jax.lax.scan(lambda now, batch: (step(now, data, batch), None), state, part)[0]
 
-    compiled = jax.jit(run, out_shardings=place)
+    compiled = jax.jit(run, out_shardings=sharding.replicated(devices))
     with jax.set_mesh(devices):
-        state, data = put(state), put(data)
+        state, data = put(state, devices), put(data, devices)
         for part in parts:
-            state = compiled(state, data, put(part))
+            state = compiled(state, data, put(part, devices))
     return jax.device_get(state)

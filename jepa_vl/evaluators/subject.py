@@ -71,7 +71,7 @@ def local_mesh() -> Mesh:
 
 def for_devices(config: Config, mesh: Mesh) -> Config:
     """The configuration with ``eval.batch_size`` rounded up to what the devices share evenly."""
-    size = -(-config.eval.batch_size // mesh.size) * mesh.size
+    size = sharding.round_up(config.eval.batch_size, mesh)
     return dataclasses.replace(config, eval=dataclasses.replace(config.eval, batch_size=size))
 
 

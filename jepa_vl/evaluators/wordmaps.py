@@ -19,7 +19,7 @@ from jepa_vl.data.captions import CaptionReader
 from jepa_vl.data.masking import MaskPlan
 from jepa_vl.evaluators.features import from_all_hosts
 from jepa_vl.shapes import Array, PyTree
-from jepa_vl.sharding import batch_sharding
+from jepa_vl.sharding import batch_sharding, replicated
 
 MASKS = 32  # different ones in a draw, where rows have numbers
 OWN_SHARE = 0.25  # a patch belongs to an object that covers this share of it
@@ -63,7 +63,7 @@ def word_maps(
       numbers: of the rows in the data, which their masks then depend on in the place of i.
       mesh: devices that share the batch; None: one.
     """
-    read, size = _reader(objective, plan.grid), len(batch["image"])
+    read, size = _reader(objective, plan.grid, mesh), len(batch["image"])
     rows = np.arange(size) if numbers is None else np.asarray(numbers) % MASKS
     drawn = size if numbers is None else MASKS
     names = ("image", "word_ids", "word_states", "word_mask", "caption_mask")
@@ -94,8 +94,11 @@ def word_maps(
 
 
 @functools.lru_cache(maxsize=2)
-def _reader(objective: Any, grid: int) -> Callable[..., Any]:
-    """Compiles one pass: sums and counts on the grid, at context and at target tokens."""
+def _reader(objective: Any, grid: int, mesh: Mesh | None) -> Callable[..., Any]:
+    """Compiles one pass: sums and counts on the grid, at context and at target tokens.
+
+    With a mesh every device gets the whole result: so does every process.
+    """
 
     def scatter(values: Array, index: Array, valid: Array) -> tuple[Array, Array]:
         """values [B, R, N, S] at patches index [B, R]: sums [B, G * G, N, S], counts [B, G * G]."""
@@ -122,7 +125,7 @@ def _reader(objective: Any, grid: int) -> Callable[..., Any]:
             for x, i, v in parts
         )
 
-    return jax.jit(read)
+    return jax.jit(read, out_shardings=None if mesh is None else replicated(mesh))
 
 
 def by_word(reader: CaptionReader, text: str, maps: Array) -> tuple[list[str], Array]:

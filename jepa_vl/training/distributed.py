@@ -23,6 +23,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from jepa_vl import sharding
 from jepa_vl.config import ConfigError
 from jepa_vl.data import faults
 from jepa_vl.training.metrics import MetricsWriter
@@ -186,7 +187,7 @@ def data_part(mesh: Mesh) -> tuple[int, int]:
     Raises:
       ConfigError: two processes would share some of their images.
     """
-    rows = mesh.devices.reshape(mesh.shape["data"] * mesh.shape["fsdp"], -1)
+    rows = mesh.devices.reshape(sharding.shares(mesh), -1)
     held: dict[int, set[int]] = collections.defaultdict(set)
     for row, devices in enumerate(rows):
         for device in devices:

@@ -51,7 +51,7 @@ class Run:
         self.clock = Clock()
         self.train_source, self.held_out = sources.open_sources(config)
         self.mesh = sharding.make_mesh(config.mesh)
-        sharding.check_batch(config.train, self.mesh.shape["data"] * self.mesh.shape["fsdp"])
+        sharding.check_batch(config.train, sharding.shares(self.mesh))
         compile_cache.enable(config.train.compile_cache)
         online.check(config)
         self.tracker = Tracker(config.log.wandb if distributed.leads() else "", workdir)
@@ -259,7 +259,7 @@ class Run:
             config, self.train_source, self.start + skipped, *self.part, log=self.faults
         )
         prove = (Proof if proof else NoProof)(self.workdir, config, self.start, skipped, self.part)
-        with stream, profiler, jax.set_mesh(self.mesh):
+        with stream, profiler:
             for step in range(self.start + 1, self.total + 1):
                 first = step == self.start + 1
                 with profiler.around(step):
@@ -267,7 +267,7 @@ class Run:
                         batch = self._next(stream, rows)
                         prove.batch(batch)
                         batch = to_device(batch, self.mesh)
-                    with clock.part("compile" if first else "step"):
+                    with clock.part("compile" if first else "step"), jax.set_mesh(self.mesh):
                         self.state, metrics = self.step(self.state, self.frozen, batch)
                 clock.enter("other")
                 self.done = step

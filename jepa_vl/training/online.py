@@ -3,15 +3,21 @@
 from collections.abc import Callable
 from typing import Any
 
-import jax
 from jax.sharding import Mesh
 
 from jepa_vl.config import Config, ConfigError
 from jepa_vl.data.faults import Log
-from jepa_vl.evaluators.base import JOINT, NETWORK, read_by
 from jepa_vl.evaluators.features import Encode
 from jepa_vl.evaluators.knn import OnlineKnn
-from jepa_vl.evaluators.subject import Bench, Images, Model, Parts, Weights, tasks_of
+from jepa_vl.evaluators.subject import (
+    Bench,
+    Images,
+    Model,
+    Parts,
+    Weights,
+    for_devices,
+    tasks_of,
+)
 from jepa_vl.training.checkpoint import SCORE
 from jepa_vl.training.state import TrainState
 
@@ -20,12 +26,9 @@ def check(config: Config) -> None:
     """Refuses what could only fail when the first evaluation is due.
 
     Raises:
-      ConfigError: ``eval.tasks`` names no evaluator, or one that several processes cannot share.
+      ConfigError: ``eval.tasks`` names no evaluator.
     """
-    for task in tasks_of(config.eval.tasks, "eval.tasks"):
-        if read_by(task) in (NETWORK, JOINT) and jax.process_count() > 1:
-            rule = "runs in one process alone; here `jepa-vl eval --watch` beside the run does it"
-            raise ConfigError("eval.tasks", task, rule)
+    tasks_of(config.eval.tasks, "eval.tasks")
 
 
 class Online:
@@ -58,6 +61,7 @@ class Online:
         Raises:
           ConfigError: no labelled image can be read, or a task cannot be served.
         """
+        config = for_devices(config, mesh)
         self.model, self.tasks, self.say = model, config.eval.tasks, say
         images = Images(config, parts, log)
         try:
