@@ -22,14 +22,11 @@ from typing import Any
 import jax
 import measure
 import numpy as np
+from stepping import Stepper
 
-from jepa_vl import objectives, sharding
 from jepa_vl.config import Config, defaults, resolve
 from jepa_vl.schema import CheckpointConfig
-from jepa_vl.training import state as train_state
 from jepa_vl.training.checkpoint import Checkpoints, provenance
-from jepa_vl.training.health import to_device
-from jepa_vl.training.step import make_step
 
 
 def make_config(variant: str, size: int, batch: int) -> Config:
@@ -45,31 +42,18 @@ def make_config(variant: str, size: int, batch: int) -> Config:
     return resolve(c)
 
 
-class Bench:
-    """A state, its step and a batch that is used again and again."""
+class Bench(Stepper):
+    """A state that is stepped and saved."""
 
     def __init__(self, config: Config, workdir: Path):
-        self.config, mesh = config, sharding.make_mesh(config.mesh)
-        objective, spec = objectives.build(config), train_state.batch_spec(config)
-        like = train_state.abstract(config, objective, spec, mesh)
-        self.state = train_state.create(config, objective, spec, mesh)
-        self._step, self.mesh = make_step(config, objective, mesh, like), mesh
-        rng = np.random.default_rng(0)
-        batch = {name: np.zeros(x.shape, x.dtype) for name, x in spec.items()}
-        batch["image"] = rng.integers(0, 256, spec["image"].shape, np.uint8)
-        tokens = config.encoder.grid**2
-        for name in ("ctx_idx", "tgt_idx"):
-            batch[name][...] = np.arange(batch[name].shape[-1]) % tokens
-        self.batch = to_device(batch, mesh)
+        super().__init__(config)
         self.checkpoints = Checkpoints(workdir, CheckpointConfig(keep_last=2, keep_best=0))
         self.meta, self.number = provenance(config), 0
 
-    def step(self) -> float:
+    def timed(self) -> float:
         """Seconds of one step."""
         began = time.perf_counter()
-        with jax.set_mesh(self.mesh):
-            self.state, _ = self._step(self.state, {}, self.batch)
-        jax.block_until_ready(self.state.step)
+        self.step()
         return time.perf_counter() - began
 
     def save(self) -> float:
@@ -87,10 +71,10 @@ def blocking(args: argparse.Namespace, workdir: Path) -> dict[str, Any]:
     bench.checkpoints.wait()
     rows: dict[str, list[float]] = {"step": [], "save": [], "beside": [], "background": []}
     for _ in range(args.repeats):
-        rows["step"].append(bench.step())
+        rows["step"].append(bench.timed())
         rows["save"].append(bench.save())
         began = time.perf_counter()
-        rows["beside"].append(bench.step())
+        rows["beside"].append(bench.timed())
         bench.checkpoints.wait()
         rows["background"].append(time.perf_counter() - began)
     shares = [save / step for save, step in zip(rows["save"], rows["step"], strict=True)]

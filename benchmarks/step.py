@@ -71,65 +71,31 @@ def make_config(size: str, batch: int, options: dict[str, str], folder: Path) ->
     return configs.change(resolve(c), pairs)
 
 
-def make_batch(spec: dict[str, Any], tokens: int) -> dict[str, Any]:
-    """Random images, words and different patches, for the shapes of a batch; always the same."""
-    import numpy as np
-
-    rng, batch = np.random.default_rng(0), {}
-    for name, x in spec.items():
-        if name.endswith("_idx"):
-            drawn = rng.random((*x.shape[:-1], tokens)).argsort(axis=-1)[..., : x.shape[-1]]
-            batch[name] = np.sort(drawn, axis=-1).astype(x.dtype)
-        elif name == "image":
-            batch[name] = rng.integers(0, 256, x.shape, np.uint8)
-        elif x.dtype == bool:
-            batch[name] = np.ones(x.shape, bool)
-        else:
-            batch[name] = rng.normal(size=x.shape).astype(x.dtype)
-    return batch
-
-
 def ours(config: Any) -> Callable[[], Any]:
     """A function that does one step of the configuration."""
-    import jax
+    from stepping import Stepper
 
-    from jepa_vl import objectives, sharding
     from jepa_vl.training import compile_cache
-    from jepa_vl.training import state as train_state
-    from jepa_vl.training.health import to_device
-    from jepa_vl.training.step import make_step
 
     compile_cache.enable("")
-    mesh, objective = sharding.make_mesh(config.mesh), objectives.build(config)
-    spec = train_state.batch_spec(config)
-    like = train_state.abstract(config, objective, spec, mesh)
-    run, batch = make_step(config, objective, mesh, like), make_batch(spec, config.encoder.grid**2)
-    held = [train_state.create(config, objective, spec, mesh)]
-    placed = to_device(batch, mesh)
-
-    def step() -> None:
-        with jax.set_mesh(mesh):
-            held[0], _ = run(held[0], {}, placed)
-        jax.block_until_ready(held[0].step)
-
-    return step
+    return Stepper(config).step
 
 
 def twin(config: Any, options: dict[str, str]) -> Callable[[], Any]:
     """A function that does the same step in torch."""
     import torch
+    from stepping import make_batch
     from torch_ijepa import Twin
 
     from jepa_vl.models.layers import sincos_table
     from jepa_vl.models.vit import IMAGENET_MEAN, IMAGENET_STD
-    from jepa_vl.training import state as train_state
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    grid, o = config.encoder.grid, config.optim
-    tables = [sincos_table(width, grid) for width in (config.encoder.width, config.predictor.width)]
+    o, widths = config.optim, (config.encoder.width, config.predictor.width)
+    tables = [sincos_table(width, config.encoder.grid) for width in widths]
     fused, half = options.get("attention") == "fused", options.get("dtype") == "bfloat16"
     model = Twin(config, tables, fused, half)
-    batch = make_batch(train_state.batch_spec(config), grid**2)
+    batch = make_batch(config)
     pixels = torch.tensor(batch["image"]).permute(0, 3, 1, 2)
     visible, blocks = (torch.tensor(batch[name]).long() for name in ("ctx_idx", "tgt_idx"))
     mean, std = (torch.tensor(x).reshape(3, 1, 1) for x in (IMAGENET_MEAN, IMAGENET_STD))
@@ -143,13 +109,13 @@ def twin(config: Any, options: dict[str, str]) -> Callable[[], Any]:
 
 def work(args: argparse.Namespace) -> None:
     """Builds an arm, warms it up, then does as many steps as each line of stdin says."""
+    from jepa_vl.training import flops
+
     library, options = settings(args.arm[0])
     with tempfile.TemporaryDirectory() as folder:
         of_ours = {} if library == "torch" else options
         config = make_config(args.size, args.batch, of_ours, Path(folder))
         step = twin(config, options) if library == "torch" else ours(config)
-        from jepa_vl.training import flops
-
         began = time.perf_counter()
         step()
         first = time.perf_counter() - began

@@ -4,6 +4,7 @@ import importlib
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -19,6 +20,7 @@ from tests import torch_names
 
 torch = pytest.importorskip("torch", reason="needs the extra [parity]")
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+MODULES = ("step", "stepping", "torch_ijepa")
 STEPS = 3
 
 
@@ -26,13 +28,13 @@ STEPS = 3
 def bench():
     """The modules of benchmarks/, which are no package."""
     sys.path.insert(0, str(BENCHMARKS))
-    yield importlib.import_module("step"), importlib.import_module("torch_ijepa")
+    yield SimpleNamespace(**{name: importlib.import_module(name) for name in MODULES})
     sys.path.remove(str(BENCHMARKS))
 
 
 @pytest.fixture(scope="module")
 def config(bench, tmp_path_factory):
-    made = bench[0].make_config("tiny", 4, {}, tmp_path_factory.mktemp("cache"))
+    made = bench.step.make_config("tiny", 4, {}, tmp_path_factory.mktemp("cache"))
     return replace(made, mesh=MeshConfig(data=1))
 
 
@@ -53,11 +55,11 @@ def make_twin(bench, config, fused=False):
     torch.manual_seed(0)
     widths = config.encoder.width, config.predictor.width
     tables = [sincos_table(width, config.encoder.grid) for width in widths]
-    return bench[1].Twin(config, tables, fused=fused, autocast=False)
+    return bench.torch_ijepa.Twin(config, tables, fused=fused, autocast=False)
 
 
 def test_torchs_own_attention_is_the_published_one(bench, config):
-    batch = bench[0].make_batch(train_state.batch_spec(config), config.encoder.grid**2)
+    batch = bench.stepping.make_batch(config)
     images = torch.tensor(batch["image"]).permute(0, 3, 1, 2) / 127.5 - 1.0
     masks = [torch.tensor(batch[name]).long() for name in ("ctx_idx", "tgt_idx")]
     twins = (make_twin(bench, config, fused) for fused in (False, True))
@@ -66,7 +68,7 @@ def test_torchs_own_attention_is_the_published_one(bench, config):
 
 
 def test_three_steps_of_the_twin_are_three_of_ours(bench, config):
-    grid, depths = config.encoder.grid, (config.encoder.depth, config.predictor.depth)
+    depths = config.encoder.depth, config.predictor.depth
     twin = make_twin(bench, config)
 
     mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
@@ -77,7 +79,7 @@ def test_three_steps_of_the_twin_are_three_of_ours(bench, config):
     state = replace(state, params=start, target=target)
     step = make_step(config, objective, mesh, train_state.abstract(config, objective, spec, mesh))
 
-    batch = bench[0].make_batch(spec, grid**2)
+    batch = bench.stepping.make_batch(config)
     images = batch["image"].astype(np.float32) / 127.5 - 1.0
     for number in range(STEPS):
         now = schedules.at(config, number)
