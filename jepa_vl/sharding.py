@@ -125,18 +125,18 @@ def round_up(count: int, mesh: Mesh | AbstractMesh) -> int:
     return -(-count // shares(mesh)) * shares(mesh)
 
 
-def check_batch(config: TrainConfig, shards: int) -> None:
+def check_batch(config: TrainConfig, mesh: Mesh | AbstractMesh) -> None:
     """Refuses a batch whose parts do not divide among the devices.
 
     Args:
       config: resolved.
-      shards: parts that the batch lies in, data x fsdp of the mesh.
+      mesh: the devices.
 
     Raises:
       ConfigError: names the number that must divide it.
     """
-    if config.batch_size // config.micro_batches % shards:
-        rule = f"batch_size / micro_batches must divide by {shards} (mesh data x fsdp)"
+    if config.batch_size // config.micro_batches % shares(mesh):
+        rule = f"batch_size / micro_batches must divide by {shares(mesh)} (mesh data x fsdp)"
         raise ConfigError("train.batch_size", config.batch_size, rule)
 
 

@@ -119,7 +119,7 @@ class Judge:
 
     def plan(self, config: Config) -> None:
         mesh = sharding.make_mesh(config.mesh)
-        sharding.check_batch(config.train, sharding.shares(mesh))
+        sharding.check_batch(config.train, mesh)
         traced = {k: v for k, v in to_dict(config).items() if k not in UNTRACED}
         traced = json.dumps(traced | {"mesh": dict(mesh.shape)}, sort_keys=True)
         if traced not in self.known:

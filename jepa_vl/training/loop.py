@@ -51,7 +51,7 @@ class Run:
         self.clock = Clock()
         self.train_source, self.held_out = sources.open_sources(config)
         self.mesh = sharding.make_mesh(config.mesh)
-        sharding.check_batch(config.train, sharding.shares(self.mesh))
+        sharding.check_batch(config.train, self.mesh)
         compile_cache.enable(config.train.compile_cache)
         online.check(config)
         self.tracker = Tracker(config.log.wandb if distributed.leads() else "", workdir)

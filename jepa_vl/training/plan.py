@@ -48,7 +48,7 @@ def make(config: Config, mesh: Mesh) -> Plan:
       ConfigError: the batch does not divide among the devices, masks cannot be drawn, a name is
         not registered, or a tower that is named is absent or does not fit.
     """
-    sharding.check_batch(config.train, sharding.shares(mesh))
+    sharding.check_batch(config.train, mesh)
     objective, batch = objectives.build(config), train_state.batch_spec(config)
     state = train_state.abstract(config, objective, batch, mesh)
     frozen = sharding.placed_spec(objective.frozen_spec(), mesh)
