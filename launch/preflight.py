@@ -79,17 +79,19 @@ def plan(args: argparse.Namespace) -> Plan:
 
 def check_mesh(config: Config, machines: Plan) -> Check:
     """Mesh, batch and hosts divide each other."""
+    from jax.sharding import AbstractMesh
+
     from jepa_vl import sharding
 
     shape = sharding.mesh_shape(config.mesh, machines.devices, machines.slices, machines.kind)
+    mesh = AbstractMesh(shape, sharding.AXES)
     batch, micro = config.train.batch_size, config.train.micro_batches
-    shards = shape[0] * shape[1]
-    sharding.check_batch(config.train, shards)
+    sharding.check_batch(config.train, mesh)
     if batch % machines.hosts:
         raise ConfigError("train.batch_size", batch, f"a multiple of {machines.hosts} hosts")
     text = (
         f"data x fsdp x tensor = {' x '.join(map(str, shape))} on {machines.devices} devices, "
-        f"{machines.hosts} hosts; {batch // micro // shards} images a device and micro-batch"
+        f"{machines.hosts} hosts; {batch // micro // sharding.shares(mesh)} images a device and micro-batch"
     )
     return Check("mesh", OK, text, {"mesh": shape, **dataclasses.asdict(machines)})
 
