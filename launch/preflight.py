@@ -91,7 +91,8 @@ def check_mesh(config: Config, machines: Plan) -> Check:
         raise ConfigError("train.batch_size", batch, f"a multiple of {machines.hosts} hosts")
     text = (
         f"data x fsdp x tensor = {' x '.join(map(str, shape))} on {machines.devices} devices, "
-        f"{machines.hosts} hosts; {batch // micro // sharding.shares(mesh)} images a device and micro-batch"
+        f"{machines.hosts} hosts; {batch // micro // sharding.shares(mesh)} images a device and "
+        "micro-batch"
     )
     return Check("mesh", OK, text, {"mesh": shape, **dataclasses.asdict(machines)})
 
