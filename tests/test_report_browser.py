@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jepa_vl.report import curves
+from jepa_vl.report import compare, curves
 from jepa_vl.report.page import render_page
 from tests.browser import Browser
+from tests.test_runs import write_run
 
 pytestmark = pytest.mark.slow
 RNG = np.random.default_rng(0)
@@ -120,6 +121,30 @@ def test_the_keyboard_does_all_that_the_pointer_does(browser, page):
     assert browser.run(SPAN) == [100, STEPS]
 
 
+@pytest.fixture(scope="module")
+def both(tmp_path_factory) -> Path:
+    """The page of two runs."""
+    folder = tmp_path_factory.mktemp("both")
+    runs = [write_run(folder / name, rows=rows(), seed=seed) for seed, name in enumerate("ab")]
+    out = folder / "both.html"
+    out.write_text(compare.build(runs, print), encoding="utf-8")
+    return out
+
+
+def test_the_page_of_two_runs_has_a_line_of_each_in_every_panel(browser, both):
+    browser.open(both, 390)
+    silent(browser, both)
+    assert browser.run("document.documentElement.scrollWidth") <= 390
+    drawn = "[...document.querySelectorAll('.panel')].map(e => [e.querySelector('h3').textContent,"
+    drawn += "e.querySelectorAll('.plot .line:not(.faint)').length, e.checkVisibility()])"
+    panels = browser.run(drawn)
+    assert ["loss", 2, True] in panels and ["knn/pixels", 2, False] in panels
+    assert all(lines == 2 for _, lines, _ in panels)
+    browser.run("document.querySelector('summary').focus()")
+    browser.press("Enter")
+    assert all(shown for *_, shown in browser.run(drawn))
+
+
 def axe() -> str:
     """axe-core's source; a test skips where there is none."""
     found = os.environ.get("JEPA_VL_AXE")
@@ -130,9 +155,11 @@ def axe() -> str:
 
 @pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("dark", [False, True])
-def test_axe_finds_no_serious_fault(browser, page, width, dark):
-    source = axe()
-    browser.open(page, width, dark)
+@pytest.mark.parametrize("name", ["page", "both"])
+def test_axe_finds_no_serious_fault(browser, request, name, width, dark):
+    source, shown = axe(), request.getfixturevalue(name)
+    browser.open(shown, width, dark)
+    browser.run("document.querySelectorAll('details').forEach(e => { e.open = true; })")
     browser.run(source + ";0")
     found = json.loads(browser.run("axe.run().then(r => JSON.stringify(r.violations))"))
     faults = [

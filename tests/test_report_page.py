@@ -69,17 +69,21 @@ def test_of_a_step_logged_twice_the_later_value_counts():
     assert line.get_xydata().tolist() == [[0, 1], [1, 2]]
 
 
-def test_panels_name_metrics_of_one_run_and_both_of_several():
+def test_of_one_run_a_panel_has_a_group_of_metrics_and_of_several_one_metric_of_each_run():
     rows = [{"step": i, "loss": 1 / 3 + i, "loss/sparse": 0.5} for i in range(3)]
     rows[1]["loss"] = float("nan")
     (panel,) = curves.panels({"": rows})
     first, second = panel["lines"]
     assert first == {"name": "loss", "colour": 0, "dash": 0, "x": [0, 2], "y": [0.333333, 2.33333]}
     assert (second["name"], second["colour"], second["dash"]) == ("loss/sparse", 1, 1)
-    (panel,) = curves.panels({"a": rows, "b": rows[:1]})
-    told = [(line["name"], line["colour"], line["dash"]) for line in panel["lines"]]
-    names = [f"{run}: {key}" for run in "ab" for key in ("loss", "loss/sparse")]
-    assert told == list(zip(names, (0, 0, 1, 1), (0, 1, 0, 1), strict=True))
+    first, second = curves.panels({"a": rows, "b": rows[:1], "c": [{"step": 0, "loss": 1.0}]})
+    assert (first["title"], first["more"]) == ("loss", False)
+    assert (second["title"], second["more"]) == ("loss/sparse", True)
+    told = [(line["name"], line["colour"], line["dash"], len(line["x"])) for line in first["lines"]]
+    assert told == [("a", 0, 0, 2), ("b", 1, 1, 1), ("c", 2, 2, 1)]
+    # A run keeps its colour where another one has nothing to show.
+    only = curves.panels({"a": [], "b": rows})[0]["lines"]
+    assert [(line["name"], line["colour"]) for line in only] == [("b", 1)]
     assert curves.panels({"": []}) == []
 
 

@@ -9,9 +9,9 @@ import time
 import pytest
 
 from jepa_vl import versions
-from jepa_vl.cli import run_files
 from jepa_vl.cli.main import main
 from jepa_vl.config import config_hash, to_dict
+from jepa_vl.training import run_files
 from tests.test_cli import python, refused
 from tests.tiny import tiny
 
@@ -124,6 +124,42 @@ def test_compare_tells_the_keys_that_differ_and_the_numbers(tmp_path, capsys):
     assert ["step", "6", "4"] in rows and not any(row[0] == "optim.b1" for row in rows)
     told = json.loads(out.read_text())["configuration"]
     assert told == {"optim.lr": [0.001, 0.5], "seed": [1, 0]}
+
+
+def test_the_page_of_several_runs_has_their_numbers_differences_and_curves(tmp_path, capsys):
+    one = write_run(tmp_path / "one", result={"status": "done"}, seed=1)
+    two = write_run(tmp_path / "two", steps=4, **{"optim.lr": 0.5})
+    out = tmp_path / "both.html"
+    assert main(["report", str(one), "--out", str(out), str(two)]) == 0
+    assert capsys.readouterr().out.split() == [str(out)]
+    html = out.read_text()
+    heads = ["Runs", "Numbers", "Configuration", "Curves", "Provenance"]
+    assert re.findall(r"<h2>(.+?)</h2>", html) == heads
+    cells = re.findall(r"<td[^>]*>([^<]*)</td>", html)
+    rows = [cells[i : i + 3] for i in range(0, len(cells), 3)]
+    assert ["optim.lr", "0.001", "0.5"] in rows and ["seed", "1", "0"] in rows
+    assert ["status", "done", "unfinished"] in rows and ["steps skipped", "", ""] not in rows
+    assert ["kNN accuracy, the same network untrained", "0.25", "0.25"] in rows
+    widget, told = map(json.loads, re.findall(r'application/json"[^>]*>(.+?)</script>', html))
+    assert told["configuration"] == {"optim.lr": [0.001, 0.5], "seed": [1, 0]}
+    assert all([line["name"] for line in p["lines"]] == ["one", "two"] for p in widget["panels"])
+    assert "loss" in {panel["title"] for panel in widget["panels"]}
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["{}", "{}/"], "stands there twice"),
+        (["{}", "{}/one"], "holds no run"),
+        (["{}/one", "--workdir", "{}"], "--workdir = '{}': give it, or RUN, not both"),
+        (["{}/one", "{}", "--proof"], "--proof = '': of one run, not of several"),
+        (["{}/none"], "no such folder"),
+    ],
+)
+def test_what_cannot_be_set_side_by_side_is_refused(words, part, tmp_path, capsys):
+    write_run(tmp_path / "one")
+    line = refused(capsys, "report", *(word.format(tmp_path) for word in words))
+    assert part.format(tmp_path) in line
 
 
 @pytest.mark.parametrize(

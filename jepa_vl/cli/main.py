@@ -261,19 +261,6 @@ VERBS = {
         out="folder to write, a new one",
     ),
     **SCALING,
-    "report": Verb(
-        "draw what a run, or a model by itself, has learnt",
-        "Writes one self-contained HTML page; the run may still be going on. A model by itself is\n"
-        "drawn on the built-in scenes: masks, words on patches, neighbours. With --proof it\n"
-        "prints instead whether the steps that restarts have repeated saw and made the same, as\n"
-        "runs of `jepa-vl train --proof` wrote it down; exit code 1 where they did not.",
-        "jepa-vl report --workdir runs/quickstart",
-        workdir="folder of the run; or give --model",
-        model="a whole model: zoo:NAME, or a folder of jepa-vl export --part whole",
-        proof="print the table of equal hashes, of a run and over its restarts",
-        reference="with --proof: workdir of another run of this configuration",
-        out="file to write (default: report.html in the workdir; of a model report_NAME.html here)",
-    ),
     **TOOLS,
 }
 

@@ -1,4 +1,4 @@
-"""``jepa-vl report``: a workdir or a model in, one HTML page, or the table of a proof, out."""
+"""``jepa-vl report``: runs or a model in, one HTML page, or the table of a proof, out."""
 
 import argparse
 import os
@@ -10,6 +10,7 @@ from jepa_vl.cli.configs import Override
 from jepa_vl.cli.eval_model import name_of
 from jepa_vl.cli.train import writable
 from jepa_vl.config import ConfigError
+from jepa_vl.training import run_files
 
 
 def run(args: argparse.Namespace, overrides: Sequence[Override]) -> int:
@@ -19,12 +20,22 @@ def run(args: argparse.Namespace, overrides: Sequence[Override]) -> int:
       ConfigError: the workdir holds no run, the path no whole model, or the page cannot be written.
     """
     del overrides
-    if bool(args.workdir) == bool(args.model):
+    if args.words and (args.workdir or args.model):
+        option = "--workdir" if args.workdir else "--model"
+        raise ConfigError(option, args.workdir or args.model, "give it, or RUN, not both")
+    if len(args.words) == 1:
+        args.workdir = args.words[0]
+    elif not args.words and bool(args.workdir) == bool(args.model):
         raise ConfigError("--workdir", args.workdir or "", "give DIR, a run, or --model PATH")
-    if args.model:
-        if args.proof or args.reference:
-            option = "--proof" if args.proof else "--reference"
-            raise ConfigError(option, args.reference or "", "of runs, not of --model")
+    if len(args.words) > 1:
+        _no_proof(args, "of one run, not of several")
+        folders = run_files.several("RUN", args.words)
+        out = _out(args.out, Path("report_runs.html"))
+        from jepa_vl.report import compare
+
+        page = compare.build(folders, print)
+    elif args.model:
+        _no_proof(args, "of runs, not of --model")
         out = _out(args.out, Path(f"report_{name_of(args.model)}.html"))
         page = _of_model(args.model)
     else:
@@ -46,6 +57,12 @@ def run(args: argparse.Namespace, overrides: Sequence[Override]) -> int:
     os.replace(temporary, out)
     print(out)
     return 0
+
+
+def _no_proof(args: argparse.Namespace, rule: str) -> None:
+    if args.proof or args.reference:
+        option = "--proof" if args.proof else "--reference"
+        raise ConfigError(option, args.reference or "", rule)
 
 
 def _out(given: str | None, otherwise: Path) -> Path:

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jepa_vl.cli import outputs, run_files
+from jepa_vl.cli import outputs
 from jepa_vl.cli.columns import columns
 from jepa_vl.cli.configs import Override
 from jepa_vl.config import ConfigError
+from jepa_vl.training import run_files
 
 ROOT = "runs"
 HEAD = (

@@ -4,6 +4,22 @@ from jepa_vl.cli.verb import Verb
 
 JSON = "file to write the same numbers to"
 VERBS = {
+    "report": Verb(
+        "draw what a run, or a model by itself, has learnt; or set runs side by side",
+        "Writes one self-contained HTML page; the run may still be going on. Of two runs or more:\n"
+        "their numbers, the keys that differ, and their curves in the same panels. A model by\n"
+        "itself is drawn on the built-in scenes: masks, words on patches, neighbours. With\n"
+        "--proof it prints instead whether the steps that restarts have repeated saw and made the\n"
+        "same, as runs of `jepa-vl train --proof` wrote it down; exit code 1 where they did not.",
+        "jepa-vl report runs/quickstart\n  jepa-vl report runs/a runs/b --out both.html",
+        words="RUN",
+        workdir="folder of the run, as RUN; or give --model",
+        model="a whole model: zoo:NAME, or a folder of jepa-vl export --part whole",
+        proof="print the table of equal hashes, of a run and over its restarts",
+        reference="with --proof: workdir of another run of this configuration",
+        out="file to write (default: report.html in the workdir; of a model report_NAME.html and "
+        "of several runs report_runs.html, both here)",
+    ),
     "runs ls": Verb(
         "list the runs below a folder",
         "A row a run: objective and data, steps, status, kNN of the target encoder beside the\n"

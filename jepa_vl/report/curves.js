@@ -1,4 +1,5 @@
-// Curves over steps. Data: {panels: [{title, lines: [{name, colour, dash, x, y, smooth}]}]}.
+// Curves over steps.
+// Data: {panels: [{title, note, more, lines: [{name, colour, dash, x, y, smooth}]}]}.
 // A span of steps is chosen in any panel, for all of them; the y axis follows what is in it.
 
 const WIDTH = 420, HEIGHT = 240, LEFT = 52, RIGHT = 12, TOP = 10, BOTTOM = 30;
@@ -35,10 +36,18 @@ WIDGETS.curves = (root, { panels }) => {
     make("p", { class: "hint" }, "Drag across a panel to zoom all of them, double-click to see the " +
       "whole run. Keys in a panel: arrows move the readout, Shift with arrows the span, + and - " +
       "zoom, 0 shows the whole run. Faint: as logged; strong: mean over neighbouring points."),
-    make("div", { class: "panels" }, ...drawn.map((panel) => panel.element)),
+    grid(drawn.filter((panel, i) => !panels[i].more)),
   );
+  const rest = drawn.filter((panel, i) => panels[i].more);
+  if (rest.length) {
+    root.append(make("details", {}, make("summary", {}, `${rest.length} more metrics`), grid(rest)));
+  }
   refresh();
 };
+
+function grid(drawn) {
+  return make("div", { class: "panels" }, ...drawn.map((panel) => panel.element));
+}
 
 /** Least and greatest of finite numbers; Math.min(...) of long lists overflows the stack. */
 function reach(values) {
@@ -85,7 +94,9 @@ class Panel {
       "aria-roledescription": "chart", "aria-label": `${panel.title}, over steps`,
     });
     this.readout = make("output", { class: "readout", "aria-live": "polite" });
-    this.element = make("div", { class: "panel" }, make("h3", {}, panel.title), this.svg,
+    const note = panel.note && panel.note !== panel.title;
+    this.element = make("div", { class: "panel" }, make("h3", {}, panel.title),
+      ...(note ? [make("p", { class: "hint" }, panel.note)] : []), this.svg,
       make("ul", { class: "legend" }, ...this.lines.map(legend)), this.readout);
     this.listen();
   }

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from jepa_vl import report
-from jepa_vl.report import figures
+from jepa_vl.report import figures, series
+from jepa_vl.report import smooth as smoothed
 from jepa_vl.report.page import Section, Widget
 
 CURVES = {
@@ -52,6 +52,7 @@ RankMe that does not fall.
 Text gain is measured on fixed held-out images, masks and captions: prediction loss with the \
 captions of another image, minus that with the image's own."""
 POINTS = 1500  # of a line, at most: more than a screen has pixels
+LEAST_POINTS = 300  # of a line, where many runs share the page
 LEVELS = {"knn/untrained": "knn/target", "knn/pixels": "knn/pixels"}  # lines across: first value of
 
 
@@ -62,11 +63,14 @@ def section(runs: dict[str, list[dict[str, Any]]]) -> Section:
       runs: name of each run -> its lines of metrics.jsonl; the name of a single one is not shown.
     """
     levelled = {name: with_levels(rows) for name, rows in runs.items()}
-    merged, groups = _merged(levelled)
-    still = figures.to_png(figures.curves(merged, groups)), "The logged numbers over the steps."
     found = panels(levelled)
+    if len(runs) == 1:
+        merged, groups = next(iter(levelled.values())), CURVES
+    else:
+        merged, groups = _side_by_side(levelled, [p["title"] for p in found if not p["more"]])
+    picture = figures.to_png(figures.curves(merged, groups)), "The logged numbers over the steps."
     widget = Widget("curves", {"panels": found}) if found else None
-    return Section("Curves", READING, [still], widget=widget)
+    return Section("Curves", READING, [picture], widget=widget)
 
 
 def with_levels(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -74,34 +78,48 @@ def with_levels(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     if not rows:
         return []
     plain = [{k: v for k, v in row.items() if k not in LEVELS} for row in rows]
-    firsts = {level: report.series(rows, name)[:1, 1].tolist() for level, name in LEVELS.items()}
+    firsts = {level: series(rows, name)[:1, 1].tolist() for level, name in LEVELS.items()}
     levels = {level: first[0] for level, first in firsts.items() if first}
     steps = [row["step"] for row in rows]
     return [*plain, *({"step": step, **levels} for step in (min(steps), max(steps)))]
 
 
 def panels(runs: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """What curves.js draws: a panel for each group of metrics that has data.
+    """What curves.js draws: of one run a panel for each group of metrics that has data.
 
-    Of one run colours tell metrics apart; of several they tell runs, and dashes metrics.
+    Of several runs a panel for each metric, a line in it for each run; ``more`` are those that a
+    reader unfolds: all of a group but the first one that there is.
     """
-    out = []
+    out: list[dict[str, Any]] = []
     for title, keys in CURVES.items():
-        lines = []
-        for number, (name, rows) in enumerate(runs.items()):
-            found = {key: report.series(rows, key) for key in keys}
-            for i, key in enumerate(key for key in keys if len(found[key])):
-                label = f"{name}: {key}" if len(runs) > 1 else key
-                colour = number if len(runs) > 1 else i
-                lines.append({"name": label, "colour": colour, "dash": i, **_line(found[key])})
-        if lines:
+        found = {
+            key: {name: points for name, rows in runs.items() if len(points := series(rows, key))}
+            for key in keys
+        }
+        found = {key: lines for key, lines in found.items() if lines}
+        if len(runs) > 1:
+            numbers = {name: number for number, name in enumerate(runs)}
+            limit = max(LEAST_POINTS, POINTS // len(runs))
+            out += [
+                {"title": key, "note": title, "more": i > 0, "lines": [
+                    {"name": name, "colour": numbers[name], "dash": numbers[name],
+                     **_line(points, limit)} for name, points in lines.items()
+                ]}
+                for i, (key, lines) in enumerate(found.items())
+            ]  # fmt: skip
+        elif found:
+            lines = [
+                {"name": key, "colour": i, "dash": i, **_line(points)}
+                for i, (key, one) in enumerate(found.items())
+                for points in one.values()
+            ]
             out.append({"title": title, "lines": lines})
     return out
 
 
-def _line(points: np.ndarray) -> dict[str, Any]:
+def _line(points: np.ndarray, limit: int = POINTS) -> dict[str, Any]:
     """x, y and, where smoothing changes anything, the smooth values; [_, 2] in."""
-    smooth, kept = report.smooth(points[:, 1]), thin(points[:, 1])
+    smooth, kept = smoothed(points[:, 1]), thin(points[:, 1], limit)
     out: dict[str, Any] = {"x": [int(step) for step in points[kept, 0]]}
     out["y"] = _short(points[kept, 1])
     if not np.array_equal(smooth, points[:, 1]):
@@ -129,16 +147,13 @@ def _short(values: np.ndarray) -> list[float]:
     return [float(f"{value:.6g}") for value in values]
 
 
-def _merged(
-    runs: dict[str, list[dict[str, Any]]],
+def _side_by_side(
+    runs: dict[str, list[dict[str, Any]]], metrics: list[str]
 ) -> tuple[list[dict[str, Any]], dict[str, list[str]]]:
-    """Rows and groups of all runs, whose metrics bear the name of their run where it has one."""
-    if len(runs) == 1:
-        return next(iter(runs.values())), CURVES
+    """Rows of all runs, whose metrics bear the name of their run, and a group for each metric."""
     rows = [
-        {"step": row["step"], **{f"{name}: {k}": v for k, v in row.items() if k != "step"}}
+        {"step": row["step"], **{f"{name}: {key}": row[key] for key in metrics if key in row}}
         for name, own in runs.items()
         for row in own
     ]
-    groups = {title: [f"{n}: {k}" for n in runs for k in keys] for title, keys in CURVES.items()}
-    return rows, groups
+    return rows, {key: [f"{name}: {key}" for name in runs] for key in metrics}

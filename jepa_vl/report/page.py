@@ -138,12 +138,10 @@ def _figure(png: bytes, caption: str) -> str:
 
 
 def _table(name: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    head = "".join(
-        f'<th scope="col"{_align(rows, i)}>{_text(h)}</th>' for i, h in enumerate(header)
-    )
+    align = [_align(rows, column) for column in range(len(header))]
+    head = "".join(f'<th scope="col"{align[i]}>{_text(h)}</th>' for i, h in enumerate(header))
     lines = (
-        "".join(f"<td{_align([row], i)}>{_text(cell)}</td>" for i, cell in enumerate(row))
-        for row in rows
+        "".join(f"<td{align[i]}>{_text(cell)}</td>" for i, cell in enumerate(row)) for row in rows
     )
     body = "".join(f"<tr>{line}</tr>" for line in lines)
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
@@ -153,8 +151,8 @@ def _table(name: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> s
 
 
 def _align(rows: Sequence[Sequence[Any]], column: int) -> str:
-    """Numbers to the right, and a header to the right over nothing but numbers."""
-    cells = [row[column] for row in rows if column < len(row)]
+    """A column of nothing but numbers and blanks is set to the right, its header too."""
+    cells = [row[column] for row in rows if column < len(row) and row[column] != ""]
     numbers = bool(cells) and all(_is_number(cell) for cell in cells)
     return ' class="number"' if numbers else ""
 

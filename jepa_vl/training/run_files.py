@@ -16,6 +16,8 @@ from typing import Any
 from jepa_vl.config import Config, ConfigError, flat, to_dict
 
 UNFINISHED = "unfinished"  # going on, or killed
+ABSENT = "(none)"  # a key that a run's configuration lacks
+APART = ("run", "config_hash", "versions", "git")  # of a summary: no numbers
 OLDEST = ("untrained", "rankme_start")
 NUMBERS = {  # name here -> name of a metric, whose newest value counts, or its oldest
     "knn": "knn/target",
@@ -66,6 +68,45 @@ def settings(workdir: Path) -> dict[str, Any]:
     """The configuration of a run, flat; keys that have come since are their defaults."""
     meta = _meta(workdir) or {"config": {}}
     return flat(to_dict(Config())) | flat(meta["config"])
+
+
+def differences(settings: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    """Keys that are not the same in all flat configurations, with a value of each."""
+    keys = sorted(set().union(*settings))
+    values = {key: [one.get(key, ABSENT) for one in settings] for key in keys}
+    return {key: row for key, row in values.items() if any(value != row[0] for value in row)}
+
+
+def provenance(facts: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    """Hash, versions and commit of runs' summaries, where they are not all the same."""
+    return {
+        key: [fact[key] for fact in facts]
+        for key in APART[1:]
+        if any(fact[key] != facts[0][key] for fact in facts)
+    }
+
+
+def several(option: str, words: list[str]) -> list[Path]:
+    """The workdirs to set side by side.
+
+    Raises:
+      ConfigError: fewer than two, or one twice.
+    """
+    folders = [Path(word).expanduser() for word in words]
+    if len(folders) < 2:
+        raise ConfigError(option, " ".join(words), "give two workdirs, or more")
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise ConfigError(option, " ".join(words), "one workdir stands there twice")
+    return folders
+
+
+def names(folders: list[Path]) -> list[str]:
+    """Folders without what all of them begin with."""
+    parts = [folder.absolute().parts for folder in folders]
+    shared = 0
+    while len({one[: shared + 1] for one in parts}) == 1:
+        shared += 1
+    return [str(Path(*one[shared:])) or "." for one in parts]
 
 
 def summary(option: str, workdir: Path) -> dict[str, Any]:
