@@ -157,6 +157,9 @@ class EvalConfig:
     shots: int = key(
         0, "finetune_low: training images a class; 0: 1 % of all, at least one a class"
     )
+    reference: str = key(
+        "", "reference: the encoder to foretell, a path, zoo:NAME, hub:OWNER/MODEL, package:NAME"
+    )
     reduce_zero_label: bool = key(
         False, "segmentation: number 0 is no class and the others count from it, as in ADE20K"
     )

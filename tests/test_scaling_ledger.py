@@ -165,6 +165,12 @@ def test_the_raw_training_loss_is_refused_unless_forced():
         table.points(study(), "probe_error")
 
 
+def test_the_loss_against_a_frozen_reference_is_taken_as_it_is():
+    result = {"task": "reference", "features": "encoder", "metrics": {"loss": 0.7, "r2": 0.2}}
+    rows = [r | {"evals": [*r["evals"], result]} for r in study()]
+    assert (table.points(rows, "reference_loss").loss == 0.7).all()
+
+
 def test_a_law_is_of_one_arm():
     rows = study() + [r | {"arm": "b"} for r in study()]
     with pytest.raises(ConfigError, match="--arm = '': one of a, b"):

@@ -18,7 +18,7 @@ SHELLS = ("bash", "zsh", "fish")
 TASKS = (
     "knn", "fast", "fewshot", "lidar", "ijepa_vissl", "mae_lars", "dinov2_sgd", "attentive",
     "attentive_one", "finetune", "finetune_low", "segmentation", "retrieval", "grounding",
-    "sentiment", "captioning", "vqa",
+    "sentiment", "captioning", "vqa", "reference",
 )  # fmt: skip
 # What an option's value can be; a command's own comes first. A test holds them to the registries.
 VALUES: dict[tuple[str, str], Sequence[str]] = {

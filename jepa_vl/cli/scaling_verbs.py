@@ -54,7 +54,8 @@ VERBS = {
         data="column of what was seen, images or tokens",
         loss="column of what the law predicts",
         ledger="of a study, or its folder; or give --csv",
-        y="of a ledger: knn_error (default), fewshot_error, probe_error, or train_loss by --force",
+        y="of a ledger: knn_error (default), fewshot_error, probe_error, reference_loss, or "
+        "train_loss by --force",
         arm="of a ledger: the one that is fitted",
         force="fit the raw training loss all the same",
         run="column that tells runs apart (default: each row is one)",
@@ -74,7 +75,8 @@ VERBS = {
         "jepa-vl scaling report --ledger runs/scaling --out runs/scaling/report --forecast 1e13",
         ledger="",
         out="folder to write",
-        y="knn_error (default), probe_error, fewshot_error; train_loss with --force",
+        y="knn_error (default), probe_error, fewshot_error, reference_loss; train_loss with "
+        "--force",
         force="fit the raw training loss all the same",
         forecast="foretell the best run of so many FLOPs, or one of size N and D images",
         draws="of the bootstrap (default: 1000)",

@@ -9,6 +9,7 @@ from jepa_vl.evaluators import grounding as grounding
 from jepa_vl.evaluators import knn as knn
 from jepa_vl.evaluators import lidar as lidar
 from jepa_vl.evaluators import linear as linear
+from jepa_vl.evaluators import reference as reference
 from jepa_vl.evaluators import retrieval as retrieval
 from jepa_vl.evaluators import segmentation as segmentation
 from jepa_vl.evaluators import sentiment as sentiment

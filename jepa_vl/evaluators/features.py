@@ -129,6 +129,14 @@ class Reader:
         """
         self._kept = [list(batches) for batches in self._batches()]
 
+    def batches(self, part: int) -> Iterable[Batch]:
+        """The images of one part, 0 or 1, by their centres; the last batch repeats its last.
+
+        Raises:
+          ConfigError: none of them can be read.
+        """
+        return self._batches()[part]
+
     def _batches(self) -> Sequence[Iterable[Batch]]:
         return self._kept or [self._read_part(part) for part in range(len(self.parts))]
 

@@ -75,15 +75,19 @@ class TCJepa(ReadsCaptions):
         del frozen
         return target
 
+    def targets(self, target: PyTree, frozen: PyTree, batch: Batch) -> Array:
+        """What is predicted, float32 [B, M, C, D], without gradient; for methods to replace."""
+        del frozen
+        norm = self.config.loss.target_norm
+        return encode_targets(self.encoder, target, batch["image"], batch["tgt_idx"], norm)
+
     def loss(
         self, params: PyTree, target: PyTree, frozen: PyTree, batch: Batch, rng: Array, ramp: Array
     ) -> tuple[Array, dict[str, Array], PyTree]:
         """See :class:`jepa_vl.objectives.base.Objective`; aux: prediction, targets, predicted
         (the same, for diagnostics), reading."""
         ctx_valid, tgt_valid = batch.get("ctx_valid"), batch.get("tgt_valid")
-        targets = encode_targets(
-            self.encoder, target, batch["image"], batch["tgt_idx"], self.config.loss.target_norm
-        )
+        targets = self.targets(target, frozen, batch)
         context, stream = vit.encode_with_stream(
             self.encoder, params["encoder"], batch["image"], batch["ctx_idx"], ctx_valid
         )

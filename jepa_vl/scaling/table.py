@@ -21,13 +21,22 @@ RAW_NAMES = (TRAIN_LOSS, "loss_train", "training_loss")  # of columns
 PRIOR = 4  # degrees of freedom of the common noise, against those of a budget
 
 
-def _accuracy(task: str, metric: str) -> Callable[[Row], float | None]:
-    def error(row: Row) -> float | None:
+def _measured(task: str, metric: str) -> Callable[[Row], float | None]:
+    def find(row: Row) -> float | None:
         for result in row.get("evals", ()):
             if (result["task"], result["features"]) == (task, "encoder"):
-                share = result["metrics"].get(metric)
-                return None if share is None else 1.0 - share
+                return result["metrics"].get(metric)
         return None
+
+    return find
+
+
+def _error(task: str, metric: str) -> Callable[[Row], float | None]:
+    accuracy = _measured(task, metric)
+
+    def error(row: Row) -> float | None:
+        share = accuracy(row)
+        return None if share is None else 1.0 - share
 
     return error
 
@@ -38,9 +47,10 @@ def _loss(row: Row) -> float | None:
 
 # What a law may be fitted to: all of held-out images, none against a target that the run made.
 QUALITIES: dict[str, Callable[[Row], float | None]] = {
-    "knn_error": _accuracy("knn", "k20"),
-    "probe_error": _accuracy("fast", "accuracy"),
-    "fewshot_error": _accuracy("fewshot", "10shot"),
+    "knn_error": _error("knn", "k20"),
+    "probe_error": _error("fast", "accuracy"),
+    "fewshot_error": _error("fewshot", "10shot"),
+    "reference_loss": _measured("reference", "loss"),
     TRAIN_LOSS: _loss,
 }
 
