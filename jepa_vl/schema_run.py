@@ -56,7 +56,9 @@ class TrainConfig:
         "those it failed at; then it stops (exit 4)",
     )
     watchdog_minutes: float = key(
-        60.0, "no step for so long: print where all threads are and die, to be relaunched; 0: never"
+        60.0,
+        "no step, nor progress of an evaluation, for so long: print where all threads are and die, "
+        "to be relaunched; 0: never",
     )
     compile_cache: str = key("", "persistent XLA cache; empty: a user cache folder, 'off': none")
 

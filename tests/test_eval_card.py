@@ -189,6 +189,55 @@ def test_a_checkpoint_that_goes_away_is_told_and_no_error(workdir, monkeypatch, 
     assert re.findall(r"^step (\d), target encoder", out, re.M) == ["1", "3"]
 
 
+def fails(monkeypatch, name, times):
+    """Plants an OSError into the first calls of a function of the watch; returns its waits."""
+    original, calls, waits = getattr(eval_watch, name), [], []
+
+    def failing(*args):
+        calls.append(args)
+        if times(args) and len(calls) <= times(args):
+            raise OSError(116, "Stale file handle")
+        return original(*args)
+
+    monkeypatch.setattr(eval_watch, name, failing)
+    monkeypatch.setattr(eval_watch, "sleep", waits.append)
+    return waits
+
+
+def test_a_checkpoint_that_stays_unreadable_is_set_aside_and_the_rest_measured(
+    workdir, monkeypatch, capsys
+):
+    waits = fails(monkeypatch, "_load", lambda args: 99 if args[1] == 2 else 0)
+    for array in (workdir / "checkpoints" / "1" / "state").rglob("*"):
+        if array.is_file():
+            array.write_bytes(b"")  # on the disk itself
+    assert evaluate(workdir, "--watch", "--task", "knn", "--floor", "none") == 1
+    out = capsys.readouterr().out
+    assert re.findall(r"^step (\d), target encoder", out, re.M) == ["3"]
+    assert out.count("step 2: cannot be read: [Errno 116]") == 1
+    assert out.count("step 1: cannot be read: workdir = ") == 1
+    assert "step 2: set aside, not measured" in out and "not measured: steps 1, 2" in out
+    assert waits == 2 * list(eval_watch.WAITS)
+
+
+def test_a_folder_that_cannot_be_listed_for_long_does_not_end_the_watch(
+    workdir, monkeypatch, capsys
+):
+    waits = fails(monkeypatch, "_steps", lambda args: 7)  # more than one round of attempts
+    assert evaluate(workdir, "--watch", "--task", "knn", "--floor", "none") == 0
+    out = capsys.readouterr().out
+    assert out.count("its checkpoints: cannot be read: [Errno 116] Stale file handle") == 1
+    assert waits[:5] == [*eval_watch.WAITS, eval_watch.PAUSE]
+    assert re.findall(r"^step (\d), target encoder", out, re.M) == ["1", "2", "3"]
+
+
+def test_what_no_waiting_mends_ends_the_watch_at_once(workdir, monkeypatch, capsys):
+    waits = fails(monkeypatch, "_steps", lambda args: 0)
+    words = ("--watch", "--task", "knn", "--layers", "9")
+    assert "--layers = 9" in refused(capsys, "eval", "--workdir", str(workdir), *words)
+    assert waits == []
+
+
 def test_other_data_are_named_in_one_word(workdir, tmp_path, capsys):
     words = ("--task", "knn", "--floor", "none")
     assert evaluate(workdir, *words, "--data", "shapes_world") == 0

@@ -12,6 +12,9 @@ from tests import exports
 from tests.test_cli import refused
 from tests.test_intake import written
 
+# These are all compilation.
+pytestmark = pytest.mark.usefixtures("quick_module")
+
 FEW = ["--task", "knn", "--config.eval.train_images=32", "--config.eval.val_images=16"]
 
 
@@ -31,7 +34,7 @@ def test_one_encoder_reaches_the_same_under_whatever_names(folders, tmp_path, ca
         cards.append(json.loads(out.read_text()))
         assert "hits" in cards[-1]["results"][0] and out.with_suffix(".html").exists()
     first, second = ({r["features"]: r["metrics"] for r in card["results"]} for card in cards)
-    assert first == second and first.keys() == {"encoder", "pixels"}
+    assert first == second and first.keys() == {"encoder", "untrained", "pixels"}
     assert cards[0]["kind"] == "ijepa of transformers" and cards[1]["branch"] == "target"
     assert cards[0]["checkpoint_hash"] == cards[1]["checkpoint_hash"]
     assert cards[0]["fingerprint"] != cards[1]["fingerprint"]
@@ -44,6 +47,24 @@ def test_a_card_without_a_name_lies_where_the_command_runs(folders, tmp_path, mo
     assert Path("eval_hf.json").exists()
 
 
+@pytest.mark.slow
+def test_floors_stand_beside_heads_of_a_model_without_a_run(folders, tmp_path):
+    out = tmp_path / "card.json"
+    tasks = ["--task", "ijepa_vissl,attentive_one,finetune", "--floor", "all", "--layers", "2"]
+    short = ["--config.eval.probe_steps=2", "--config.eval.crops=0", *FEW[2:]]
+    argv = ["eval", "--model", str(folders["hf"]), "--json", str(out), "--no-cache", *tasks]
+    assert main([*argv, *short]) == 0
+    results = json.loads(out.read_text())["results"]
+    beside = {r["task"]: r["baselines"] for r in results if r["features"] == "encoder"}
+    heads = {"majority", "untrained", "pixels"}
+    assert {task: set(floors) for task, floors in beside.items()} == {
+        "ijepa_vissl": heads, "attentive_one": heads, "finetune": heads - {"pixels"}
+    }  # fmt: skip
+    read = {r["features"]: r["protocol"] for r in results if r["task"] == "ijepa_vissl"}
+    layers = {features: protocol["layers"] for features, protocol in read.items()}
+    assert layers == {"encoder": [1, 2], "untrained": [1, 2], "pixels": [1]}  # of two blocks
+
+
 @pytest.mark.parametrize(
     ("words", "rule"),
     [
@@ -52,7 +73,7 @@ def test_a_card_without_a_name_lies_where_the_command_runs(folders, tmp_path, mo
         (["--model", "x", "--step", "3"], "--step = '3': of runs, not of --model"),
         (["--model", "nowhere"], "--model = 'nowhere': no such folder"),
         (["--model", "HF", "--task", "retrieval"], "retrieval needs a whole model"),
-        (["--model", "HF", "--layers", "2"], "--layers = 2: at most 1"),
+        (["--model", "HF", "--layers", "3"], "--layers = 3: at most 2"),
     ],
 )
 def test_bad_input_is_one_line(words, rule, folders, tmp_path, monkeypatch, capsys):

@@ -11,6 +11,7 @@ from jepa_vl.config import ConfigError
 from jepa_vl.data import sources
 from jepa_vl.evaluators import adam, finetune
 from jepa_vl.evaluators.network import Network
+from jepa_vl.models import frozen_vit
 from jepa_vl.training import state as train_state
 from tests.tiny import tiny
 
@@ -39,6 +40,18 @@ def test_learning_rates_fall_by_a_quarter_a_layer_from_the_head_down(model):
     assert set(jax.tree.leaves(encoder["block_1"])) == {0.75}
     assert set(jax.tree.leaves(encoder["block_0"])) == {0.75**2}
     assert encoder["patch_kernel"] == encoder["patch_bias"] == 0.75**3
+
+
+def test_positions_and_class_token_of_a_tower_are_its_lowest_layer_and_do_not_decay():
+    shape = frozen_vit.shape_of(tiny(**HOW).encoder)._replace(cls=1, mean=(0.5,) * 3)
+    tower = frozen_vit.FrozenViT(shape)
+    params = {"encoder": frozen_vit.expected(shape)}
+    scales = finetune.layer_scales(params, depth=2)["encoder"]
+    assert scales["position"] == scales["cls"] == scales["patch_kernel"] == 0.75**3
+    strengths = finetune.decays(params)["encoder"]
+    assert strengths["position"] == strengths["cls"] == 0.0 < strengths["patch_kernel"]
+    grey = np.full((1, 2, 2, 3), 127.5, np.float32).astype(np.uint8)
+    assert np.abs(finetune.seen(tower, grey)).max() < 0.02  # by its own mean
 
 
 def test_smoothed_targets_and_their_loss_are_torchs():

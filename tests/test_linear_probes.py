@@ -11,7 +11,7 @@ import pytest
 from jepa_vl import objectives, sharding
 from jepa_vl.config import ConfigError
 from jepa_vl.data import sources
-from jepa_vl.evaluators import REGISTRY, crops, heads, linear
+from jepa_vl.evaluators import REGISTRY, crops, heads, linear, subject
 from jepa_vl.evaluators.base import Features
 from jepa_vl.evaluators.network import Network
 from jepa_vl.schema import MeshConfig
@@ -251,6 +251,16 @@ def test_numbers_depend_neither_on_the_batch_nor_on_the_devices(model):
         np.testing.assert_allclose(first.centres.held_out, other.centres.held_out, atol=1e-5)
         assert measured.scores == one.scores
         np.testing.assert_array_equal(measured.hits["accuracy"], one.hits["accuracy"])
+
+
+def test_raw_pixels_are_the_one_layer_of_a_floor():
+    config = tiny(**{"eval.probe_steps": 3, "eval.crops": 1})
+    images = subject.Images(config)
+    floor = subject.pixels(config, images, subject.local_mesh())
+    assert all(floor.serves(name) for name in NAMES)
+    measured, protocol = floor.measure("dinov2_sgd")
+    assert protocol["layers"] == [1] and protocol["heads"] == 13
+    assert 0 <= measured.scores["accuracy"] <= measured.scores["accuracy_best_on_test"] <= 1
 
 
 def test_crops_differ_by_view_come_again_and_half_of_them_are_mirrored(model):

@@ -1,7 +1,6 @@
 """Whatever key or value is misspelt, the error names the one that was meant."""
 
 import pytest
-
 from ml_collections import ConfigDict
 
 from jepa_vl import objectives

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from jepa_vl.cli.main import main
+from jepa_vl.training.watchdog import Watchdog
 from tests.test_cli import SPREAD, TINY, refused
 from tests.test_multihost import CONFIG, ROOT, environment, lines, side_by_side
 
@@ -25,8 +26,14 @@ def train(objective: str, tasks: str, workdir: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("objective", "tasks"), [("ijepa", ("fewshot",)), ("contrastive", ("lidar", "retrieval"))]
 )
-def test_a_task_finds_while_training_what_it_finds_afterwards(objective, tasks, tmp_path):
-    assert main(train(objective, ",".join(tasks), tmp_path)) == 0
+def test_a_task_finds_while_training_what_it_finds_afterwards(
+    objective, tasks, tmp_path, monkeypatch
+):
+    heard = []
+    with monkeypatch.context() as patched:
+        patched.setattr(Watchdog, "working", lambda self: heard.append(1))
+        assert main(train(objective, ",".join(tasks), tmp_path)) == 0
+    assert len(heard) > 4 * len(tasks)  # the watchdog hears of batches and parts, at both steps
     lines = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
     rows = {row["step"]: row for row in lines}
     words = ("--task", ",".join(tasks), "--floor", "none", "--no-cache")

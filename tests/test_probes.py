@@ -6,12 +6,13 @@ import jax
 import numpy as np
 import pytest
 
-from jepa_vl import objectives, sharding
+from jepa_vl import objectives, sharding, tree
 from jepa_vl.config import ConfigError
 from jepa_vl.data import sources
 from jepa_vl.evaluators import REGISTRY, fast, features, fewshot, intervals, knn
 from jepa_vl.evaluators.base import LABELLED, Features, majority, read_by
-from jepa_vl.models import vit
+from jepa_vl.models import frozen_vit, vit
+from jepa_vl.models.layers import sincos_table
 from jepa_vl.training import state as train_state
 from tests.tiny import tiny
 
@@ -210,6 +211,25 @@ def test_few_shot_accuracy_says_how_many_images_it_saw_and_leaves_out_what_no_cl
     assert "25shot" not in scores and scores["5shot_spread"] > 0
 
 
+def test_votes_and_ridge_are_those_of_scikit_learn():
+    neighbors = pytest.importorskip("sklearn.neighbors")
+    found = parts(spread=2.5)
+    queries = found.train, found.train_labels, found.held_out
+    ours = knn.classify(*queries, (10, 20, 100), 0.07)
+    for k, said in zip((10, 20, 100), ours, strict=True):
+        theirs = neighbors.KNeighborsClassifier(
+            k, weights=lambda far: np.exp((1 - far) / 0.07), metric="cosine", algorithm="brute"
+        )
+        np.testing.assert_array_equal(theirs.fit(*queries[:2]).predict(queries[2]), said)
+    x, labels = blobs(6, 1.0, width=40)
+    x, y = features.standardise(x)[0], np.eye(3)[labels]
+    for l2 in (0.5, 2.0**10):
+        theirs = pytest.importorskip("sklearn.linear_model").Ridge(alpha=l2).fit(x, y)
+        ours = fewshot.Ridge(x, y).predict(found.held_out @ np.ones((12, 40)), l2)
+        expected = theirs.predict(found.held_out @ np.ones((12, 40)))
+        np.testing.assert_allclose(ours, expected, rtol=1e-8)
+
+
 def test_neighbours_vote_by_their_cosine():
     angles = np.deg2rad([0.0, 10.0, 20.0, 80.0, 90.0])
     train = np.stack([np.cos(angles), np.sin(angles)], axis=1) * [[1], [5], [2], [3], [1]]
@@ -276,6 +296,25 @@ def test_the_last_layers_are_normed_pooled_and_end_with_the_final_one(model):
     below = {name: leaf for name, leaf in params.items() if name != "block_2"}
     expected = features.make_encode(vit.build(shallow), mesh)(below, images)
     np.testing.assert_allclose(two[:, :width], expected, atol=1e-5)
+
+
+def test_layers_of_a_tower_are_those_of_our_encoder_without_the_class_token(model):
+    config, encoder, params, mesh = model
+    images = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3)).astype(np.uint8)
+    tower = frozen_vit.FrozenViT(frozen_vit.shape_of(config.encoder))
+    table = sincos_table(config.encoder.width, config.encoder.grid)
+    assert features.readable(tower) == features.readable(encoder) == 3
+    ours = features.make_encode(encoder, mesh, 2)(params, images)
+    theirs = features.make_encode(tower, mesh, 2)({**params, "position": table}, images)
+    np.testing.assert_allclose(theirs, ours, atol=1e-5)
+    classed = tower.shape._replace(cls=1, layer_scale=True, depth=2)
+    random = frozen_vit.untrained(classed, jax.random.key(0))
+    assert tree.diff(frozen_vit.expected(classed), tree.flatten(random)) == []
+    found = vit.last_layers(frozen_vit.FrozenViT(classed), random, images, 2)
+    width = config.encoder.width
+    assert found.shape == (8, 16, 2 * width)
+    alone = frozen_vit.FrozenViT(classed).apply({"params": random}, images)
+    np.testing.assert_allclose(found[..., width:], np.asarray(alone), atol=1e-5)
 
 
 def test_images_kept_in_memory_give_the_features_of_images_that_pass_through(model):

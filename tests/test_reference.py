@@ -70,7 +70,7 @@ def test_the_reference_foretells_itself_and_noise_foretells_nothing():
 
 
 def test_numbers_are_the_same_for_all_batches_and_devices():
-    from jepa_vl.evaluators.subject import PatchPixels
+    from jepa_vl.evaluators.pixels import PatchPixels
 
     found = []
     for size, devices in ((7, 1), (64, 1), (16, 8)):
@@ -83,7 +83,7 @@ def test_numbers_are_the_same_for_all_batches_and_devices():
 
 
 def test_another_patch_is_read_at_the_size_that_gives_as_many():
-    from jepa_vl.evaluators.subject import PatchPixels
+    from jepa_vl.evaluators.pixels import PatchPixels
 
     net = network(PatchPixels(16), **{"encoder.patch_size": 16, "masks.context_tokens": 6})
     found = reference.Reference(net.config, net)

@@ -12,7 +12,7 @@ from jepa_vl import objectives, sharding
 from jepa_vl.config import ConfigError
 from jepa_vl.data import dense, sources
 from jepa_vl.data.shapes_world import ShapesWorld
-from jepa_vl.evaluators import heads, miou, segmentation, spread, subject
+from jepa_vl.evaluators import heads, miou, pixels, segmentation, spread, subject
 from jepa_vl.evaluators.network import Network
 from jepa_vl.training import state as train_state
 from tests.tiny import tiny
@@ -234,8 +234,12 @@ def test_raw_pixels_of_patches_are_a_floor():
     floor = subject.pixels(config, images, mesh)
     assert floor.serves("segmentation") and not floor.serves("finetune")
     drawn = np.arange(32 * 32 * 3, dtype=np.uint8).reshape(1, 32, 32, 3)
-    found = np.asarray(subject.PatchPixels(8).apply({}, drawn))
+    found = np.asarray(pixels.PatchPixels(8).apply({}, drawn))
     assert found.shape == (1, 16, 192)
     np.testing.assert_allclose(found[0, 6], drawn[0, 8:16, 16:24].ravel() / 255, rtol=1e-6)
+    flat = np.full((2, 32, 32, 3), 255, np.uint8)
+    boxes = pixels.PixelNetwork(config, mesh, *images.parts).pooled({}, flat)
+    assert boxes.shape == (2, 768)
+    np.testing.assert_allclose(boxes[1, :3], [2.249, 2.429, 2.640], atol=1e-3)
     measured, protocol = floor.measure("segmentation")
     assert 0 <= measured.scores["miou"] <= 1 and "layers" not in protocol

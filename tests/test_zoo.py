@@ -39,6 +39,7 @@ def test_a_subset_of_the_images_of_the_card_is_classified_far_above_pixels(tmp_p
     few = ["--config.eval.train_images=400", "--config.eval.val_images=200"]
     found = measured(tmp_path, *few)
     assert found["encoder"]["k10"] > 0.85 and found["pixels"]["k10"] < 0.3
+    assert found["pixels"]["k10"] < found["untrained"]["k10"] < 0.7  # random features see something
 
 
 @pytest.mark.slow
@@ -75,6 +76,17 @@ def test_the_target_encoder_has_the_bits_of_the_run_and_differs_from_the_context
 def encoder(branch):
     source = intake.open_source(NAME, "--model", branch)
     return intake.load(source, intake.build(source))
+
+
+@pytest.mark.slow
+def test_beside_it_stands_what_its_training_began_with():
+    model = whole.load(intake.open_source(NAME, "--model"), "the test")
+    first = whole.untrained(model)
+    assert tree.diff(first.params, tree.flatten(model.params)) == []
+    kernel, learnt = (m.params["encoder"]["patch_kernel"] for m in (first, model))
+    assert np.std(kernel) == pytest.approx(192**-0.5, rel=0.05)  # train.init=fan_in
+    np.testing.assert_array_equal(kernel, first.target["patch_kernel"])  # a copy
+    assert not np.allclose(kernel, learnt)
 
 
 def test_words_of_the_shipped_model_are_held_to_what_they_name_beside_their_floors(tmp_path):

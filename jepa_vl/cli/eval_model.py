@@ -32,7 +32,7 @@ def described(shape: Any) -> Config:
 
 
 class ModelSession(Session):
-    """Evaluates an encoder without a run: no untrained network stands beside it."""
+    """Evaluates an encoder without a run; beside it the same architecture with random weights."""
 
     def __init__(self, request: Request):
         """Reads the encoder.
@@ -69,7 +69,7 @@ class ModelSession(Session):
         from jepa_vl.training.checksum import tree_hash
 
         digest = tree_hash(self.params)
-        encoder = self._subject("encoder", self.params, digest)
+        encoder = self._subject("encoder", (self.params, self.model), digest)
         # An encoder does not tell which model it is a part of; the files do.
         own = digest if self.source.whole is None else self._fingerprint
         return self.measure(encoder, 0, tasks, own)
@@ -79,6 +79,28 @@ class ModelSession(Session):
         from jepa_vl.pretrained import fingerprint
 
         return fingerprint(self.request.model, OPTION)
+
+    def _learnt(self, step: int) -> bool:
+        return True  # of which step it is, files do not tell
+
+    @functools.cached_property
+    def untrained(self) -> Any:
+        """The same architecture with random weights, drawn as a run of ours draws its own.
+
+        The draw is another one but for what reads text too: there it is the run's.
+        """
+        import jax
+
+        from jepa_vl.models import frozen_vit
+        from jepa_vl.objectives.base import rescale_init
+        from jepa_vl.training import whole
+        from jepa_vl.training.checksum import tree_hash
+
+        params = frozen_vit.untrained(self.source.shape, jax.random.key(0))
+        if self.source.whole is not None:
+            params = rescale_init(params, self.source.whole.config.train.init)
+        model = None if self.model is None else whole.untrained(self.model)
+        return self._subject("untrained", (params, model), tree_hash(params))
 
     def _facts(self, step: int, digest: str) -> dict[str, Any]:
         from jepa_vl.training.checkpoint import provenance
@@ -96,16 +118,17 @@ class ModelSession(Session):
         from jepa_vl import sharding
         from jepa_vl.evaluators.subject import Weights
 
-        weights = Weights(sharding.place(state, self.mesh), self._joint(), digest)
+        params, model = state
+        weights = Weights(sharding.place(params, self.mesh), self._joint(model), digest)
         return self._read_through(name, weights, self.source.branch or "only")
 
-    def _joint(self) -> Any:
-        """(params, target) of the whole model, where a task reads it."""
+    def _joint(self, model: Any) -> Any:
+        """(params, target) of a whole model, where a task reads it."""
         from jepa_vl import sharding
 
-        if self.model is None:
+        if model is None:
             return None
-        params, target = self.model.params, self.model.target
+        params, target = model.params, model.target
         if self.request.branch == "context":  # what the EMA follows takes its place
             target = self.bench.model.objective.target_of(params)
         return sharding.place((params, target), self.mesh)

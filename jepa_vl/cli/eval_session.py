@@ -178,8 +178,12 @@ class Session:
         wanted = self.request.floor
         if wanted == "none" or (wanted == "cheap" and read_by(task) != LABELLED):
             return []
-        floors = [self.untrained, self.pixels] if step else [self.pixels]
+        floors = [self.untrained, self.pixels] if self._learnt(step) else [self.pixels]
         return [floor for floor in floors if floor.serves(task)]
+
+    def _learnt(self, step: int) -> bool:
+        """Is a checkpoint other than the network that training began with?"""
+        return step > 0
 
     @functools.cached_property
     def untrained(self) -> Any:

@@ -116,13 +116,12 @@ class Probes(Measures):
         """Reads ``eval.crops``, ``eval.probe_steps`` and ``eval.probe_batch``."""
         self.config, self.network = config, network
         self.grid = list(itertools.product(RATES, DECAYS))
-        width, e = config.encoder.width, config.eval
-        self.heads = math.gcd(HEADS, width)
+        e = config.eval
         steps = f"{EPOCHS} epochs" + (f", at most {e.probe_steps} steps" if e.probe_steps else "")
         self.protocol: dict[str, Any] = {
             "recipe": "V-JEPA 2's attentive probe, without AutoAugment and random erasing",
             "head": f"{self.blocks} blocks of self-attention, one of cross-attention with one "
-            f"query, {self.heads} heads",
+            f"query, {HEADS} heads or as many as divide the width of tokens",
             "optimiser": "AdamW, matrices decay", "learning_rates": list(RATES),
             "weight_decays": list(DECAYS), "heads": len(self.grid), "steps": steps,
             "schedule": f"from {START} up for {WARM_UP} of {EPOCHS} epochs, cosine to 0",
@@ -154,7 +153,7 @@ class Probes(Measures):
         steps = EPOCHS * (len(views) // batch)
         steps = min(steps, e.probe_steps or steps)
         plan = heads.Plan(steps, batch, cosine, False, 0.0, self.config.seed)
-        module = Attentive(len(names), self.blocks, self.heads)
+        module = Attentive(len(names), self.blocks, math.gcd(HEADS, views.shape[-1]))
         mesh = self.network.mesh
         probes = train(module, views, seen, self.grid, plan, mesh)
         inner = predict(module, probes, centres.train[held], e.batch_size, mesh)

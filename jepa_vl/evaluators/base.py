@@ -11,7 +11,6 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 
-from jepa_vl.config import Config
 from jepa_vl.shapes import Array, PyTree
 
 
@@ -63,11 +62,11 @@ class Evaluator(Protocol):
     Attributes:
       protocol: the choices that its numbers depend on, fit for JSON.
       reads: what it is built with: LABELLED, VIEWS, NETWORK or JOINT.
-      of_pixels: of those that read a network: are raw pixels of patches a floor for it?
+      of_pixels: are raw pixels in the place of features a floor for it?
     """
 
     reads: ClassVar[str] = LABELLED
-    of_pixels: ClassVar[bool] = False
+    of_pixels: ClassVar[bool]
     protocol: dict[str, Any]
 
     def measure(self, params: PyTree) -> Measured:
@@ -82,6 +81,8 @@ class Evaluator(Protocol):
 class Measures:
     """What evaluators share: numbers are those of :meth:`measure`."""
 
+    of_pixels: ClassVar[bool] = True
+
     def measure(self, params: PyTree) -> Measured:
         """See :class:`Evaluator`."""
         raise NotImplementedError
@@ -91,7 +92,7 @@ class Measures:
         return self.measure(params).scores
 
 
-REGISTRY: dict[str, Callable[[Config, Any], Evaluator]] = {}
+REGISTRY: dict[str, Any] = {}  # classes of Evaluator
 
 
 def register(name: str) -> Callable[[type], type]:

@@ -13,6 +13,7 @@ import optax
 from jepa_vl.config import Config
 from jepa_vl.data.captions import words
 from jepa_vl.data.sources import Record
+from jepa_vl.evaluators import progress
 from jepa_vl.evaluators.joint import Joint
 from jepa_vl.evaluators.network import Network
 from jepa_vl.models.decoder import Decoder
@@ -119,11 +120,14 @@ def train(
 
     state, rng = optimizer.init(params), np.random.default_rng(config.seed)
     order = np.zeros(0, np.int64)
-    for _ in range(steps):
+    for number in range(steps):
         if len(order) < rows:
             order = np.concatenate([order, rng.permutation(len(of))])
         drawn, order = order[:rows], order[rows:]
         params, state = step(params, state, inputs[drawn], targets[drawn], features[of[drawn]])
+        if number % progress.EVERY == 0:
+            jax.block_until_ready(params)
+            progress.beat()
     return params
 
 
@@ -148,6 +152,7 @@ def beam_search(after: Next, patches: Array, beam: int) -> list[list[int]]:
     done: list[list[tuple[float, list[int]]]] = [[] for _ in range(count)]
     for place in range(LENGTH - 1):
         told = np.array(after(kept.reshape(count * beam, LENGTH), spread, place), np.float64)
+        progress.beat()
         told[:, [PAD, START, UNKNOWN]] = -np.inf
         total = (scores[:, :, None] + told.reshape(count, beam, -1)).reshape(count, -1)
         best = np.argsort(-total, axis=1, kind="stable")[:, :beam]

@@ -6,6 +6,7 @@ import numpy as np
 from scipy.optimize import minimize
 
 from jepa_vl.config import Config, ConfigError
+from jepa_vl.evaluators import progress
 from jepa_vl.evaluators.base import Extract, Measured, Measures, accuracy, register
 from jepa_vl.evaluators.features import standardise
 from jepa_vl.shapes import Array, PyTree
@@ -65,7 +66,8 @@ def fit(
     start = np.zeros((x.shape[1] + 1) * classes) if start is None else start
     tolerance, most = end
     options: Any = {"maxiter": most, "maxfun": 2 * most, "gtol": tolerance, "ftol": 1e-12}
-    how = {"jac": True, "method": "L-BFGS-B", "options": options}
+    how: dict[str, Any] = {"jac": True, "method": "L-BFGS-B", "options": options}
+    how["callback"] = lambda _: progress.beat()
     return minimize(objective, start, (x, labels, classes, c), **how).x
 
 

@@ -14,7 +14,9 @@ from jax.sharding import Mesh, NamedSharding
 from jepa_vl.config import Config, ConfigError
 from jepa_vl.data import faults, pipeline
 from jepa_vl.data.sources import Record, Source, labelled_indices
+from jepa_vl.evaluators import progress
 from jepa_vl.evaluators.base import Extract, Features
+from jepa_vl.models.frozen_vit import FrozenViT
 from jepa_vl.models.vit import ViT, last_layers
 from jepa_vl.shapes import Array, PyTree
 from jepa_vl.sharding import batch_sharding, replicated
@@ -58,7 +60,7 @@ def last(encoder: Any, params: PyTree, images: Array, layers: int) -> Array:
 
 def readable(encoder: Any) -> int:
     """Blocks whose features can be read: all of a ViT, the last one of other encoders."""
-    return encoder.depth if isinstance(encoder, ViT) else 1
+    return encoder.depth if isinstance(encoder, ViT | FrozenViT) else 1
 
 
 def over(mesh: Mesh, read: Callable[[PyTree, Array], Array]) -> Encode:
@@ -67,6 +69,7 @@ def over(mesh: Mesh, read: Callable[[PyTree, Array], Array]) -> Encode:
     compiled = jax.jit(read, in_shardings=(None, place), out_shardings=replicated(mesh))
 
     def encode(params: PyTree, images: Array) -> Array:
+        progress.beat()  # callers have read what they asked for before
         with jax.set_mesh(mesh):
             return compiled(params, from_all_hosts(images, place))
 

@@ -13,10 +13,11 @@ import numpy as np
 from jepa_vl import tree
 from jepa_vl.config import Config, ConfigError
 from jepa_vl.data import faults, pipeline
-from jepa_vl.evaluators import adam, crops, features, spread
+from jepa_vl.evaluators import adam, crops, features, progress, spread
 from jepa_vl.evaluators.base import NETWORK, Features, Measured, Measures, majority, register
 from jepa_vl.evaluators.linear import cosine
 from jepa_vl.evaluators.network import Network
+from jepa_vl.models.frozen_vit import FrozenViT
 from jepa_vl.models.vit import ViT, normalise
 from jepa_vl.shapes import Array, PyTree
 from jepa_vl.sharding import batch_sharding, replicated, round_up
@@ -45,17 +46,32 @@ LOW = Recipe("I-JEPA's 1 % (arXiv 2301.08243, appendix A)", 3e-5, False, 50, 5, 
 def layer_scales(params: PyTree, depth: int) -> PyTree:
     """What each leaf's learning rate is multiplied with: 0.75 to the number of layers above it.
 
-    Patches are layer 0, blocks 1 to depth; the final norm and the head lie above.
+    Patches, positions and class token are layer 0, blocks 1 to depth; the final norm and the head
+    lie above.
     """
 
     def scale(name: str, _: Array) -> float:
         parts = name.split("/")
         block = next((part for part in parts if part.startswith("block_")), None)
         layer = int(block.removeprefix("block_")) + 1 if block else depth + 1
-        layer = 0 if parts[-1].startswith("patch_") else layer
+        layer = 0 if parts[-1].startswith(("patch_", "position", "cls")) else layer
         return LAYER_DECAY ** (depth + 1 - layer)
 
     return tree.map_named(scale, params)
+
+
+def decays(params: PyTree) -> PyTree:
+    """The weight decay of each leaf: matrices have one, positions have none (MAE's code)."""
+    return tree.map_named(
+        lambda name, p: WEIGHT_DECAY * (p.ndim > 1 and not name.endswith("position")), params
+    )
+
+
+def seen(encoder: Any, images: Array) -> Array:
+    """uint8 [B, H, W, 3] -> float32, as the encoder normalises them."""
+    if isinstance(encoder, FrozenViT):
+        return normalise(images, encoder.shape.mean, encoder.shape.std)
+    return normalise(images)
 
 
 def targets(labels: Array, classes: int, share: Array | float) -> Array:
@@ -77,6 +93,7 @@ class Tuned(Measures):
     """The encoder is trained from a copy; what was given stays as it is."""
 
     reads: ClassVar[str] = NETWORK
+    of_pixels: ClassVar[bool] = False  # they have nothing to tune
     recipe: ClassVar[Recipe]
     low: ClassVar[bool]
 
@@ -86,7 +103,7 @@ class Tuned(Measures):
         Raises:
           ConfigError: the encoder is no ViT.
         """
-        if not isinstance(network.encoder, ViT):
+        if not isinstance(network.encoder, ViT | FrozenViT):
             rule = "fine-tuning by layers needs an encoder that is a ViT"
             raise ConfigError("objective", config.objective, rule)
         self.config, self.network = config, network
@@ -142,11 +159,11 @@ class Tuned(Measures):
         }
         state: Any = {"encoder": spread.whole(params), "head": head}
         scales = layer_scales(state, self.network.depth)
-        decays = jax.tree.map(lambda p: WEIGHT_DECAY * (p.ndim > 1), state)
+        strengths = decays(state)
         state = spread.put(state, mesh)
 
         def loss(state: PyTree, images: Array, truth: Array, share: Array) -> Array:
-            shown = normalise(images)
+            shown = seen(self.network.encoder, images)
             shown = share * shown + (1 - share) * shown[::-1]
             said = jax.nn.log_softmax(self._logits(state, shown))
             return -jnp.mean(jnp.sum(targets(truth, classes, share) * said, axis=-1))
@@ -155,7 +172,7 @@ class Tuned(Measures):
         def step(state: PyTree, moments: Any, batch: tuple, speed: Array) -> tuple:
             grads = jax.grad(loss)(state, *batch)
             rates = jax.tree.map(lambda scale: speed * scale, scales)
-            return adam.update(state, grads, moments, rates, decays)
+            return adam.update(state, grads, moments, rates, strengths)
 
         peak = r.rate * (batch / 256 if r.scaled else 1.0)
         warm = r.warm_up / r.epochs
@@ -163,15 +180,16 @@ class Tuned(Measures):
         with jax.set_mesh(mesh):
             moments = jax.jit(adam.start)(state)
             for number, (images, rows) in enumerate(self._crops(indices, batch, steps)):
-                progress = number / steps
-                speed = (
-                    progress / warm if progress < warm else cosine((progress - warm) / (1 - warm))
-                )
+                done = number / steps
+                speed = done / warm if done < warm else cosine((done - warm) / (1 - warm))
                 share = rng.beta(r.mixup, r.mixup) if r.mixup else 1.0
                 shown = features.from_all_hosts(images, place)
                 truth = features.from_all_hosts(labels[rows].astype(np.int32), place)
                 now = shown, truth, np.float32(share)
                 state, moments = step(state, moments, now, np.float32(peak * speed))
+                if number % progress.EVERY == 0:
+                    jax.block_until_ready(state)
+                    progress.beat()
         return state
 
     def _crops(self, indices: Array, batch: int, steps: int) -> Iterator[tuple[Array, Array]]:

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from jepa_vl.config import Config, ConfigError, reads_text
 from jepa_vl.data import captions, faults, pipeline
 from jepa_vl.data.sources import Record, Source
+from jepa_vl.evaluators import progress
 from jepa_vl.evaluators.features import data_hash, from_all_hosts
 from jepa_vl.shapes import Array, PyTree
 from jepa_vl.sharding import batch_sharding, replicated, round_up
@@ -113,6 +114,7 @@ class Joint:
         bad: list[faults.Fault] = []
         with ThreadPoolExecutor(config.data.threads) as pool:
             for start in range(0, len(wanted), self.size):
+                progress.beat()
                 asked = wanted[start : start + self.size]
                 found = list(zip(asked, pool.map(load, asked), strict=True))
                 bad += [row for _, row in found if isinstance(row, faults.Fault)]
@@ -172,6 +174,8 @@ class Joint:
         def call(*args: PyTree) -> PyTree:
             rows = jax.tree.map(lambda x: from_all_hosts(np.asarray(x), place), args[shared:])
             with jax.set_mesh(self.mesh):
-                return jax.device_get(run(*args[:shared], *rows))
+                found = jax.device_get(run(*args[:shared], *rows))
+            progress.beat()
+            return found
 
         return call

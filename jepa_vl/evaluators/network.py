@@ -101,13 +101,18 @@ class Network:
           ConfigError: says how much they need.
         """
         c = self.config.encoder
-        need, have = 4 * images * c.grid**2 * c.width, _memory()
+        need, have = 4 * images * c.grid**2 * self.width, _memory()
         if need > 0.5 * have:
             rule = (
                 f"tokens of {images} crops need {need / 2**30:.1f} GiB of {have / 2**30:.1f}; give "
                 "fewer images or eval.crops"
             )
             raise ConfigError("eval.train_images", self.config.eval.train_images, rule)
+
+    @property
+    def width(self) -> int:
+        """D, of a patch."""
+        return self.config.encoder.width
 
     @property
     def depth(self) -> int:

@@ -119,7 +119,6 @@ class Segmentation(Measures):
     """DINOv3's linear segmentation, without its photometric distortion and category ratio."""
 
     reads: ClassVar[str] = NETWORK
-    of_pixels: ClassVar[bool] = True
 
     def __init__(self, config: Config, network: Network):
         """Reads ``eval.crops``, ``probe_steps``, ``probe_batch`` and ``reduce_zero_label``.

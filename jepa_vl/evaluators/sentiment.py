@@ -8,6 +8,7 @@ import numpy as np
 
 from jepa_vl.config import Config, ConfigError
 from jepa_vl.data import mvsa
+from jepa_vl.evaluators import progress
 from jepa_vl.evaluators.base import JOINT, Measured, Measures, register
 from jepa_vl.evaluators.features import standardise
 from jepa_vl.evaluators.joint import Joint
@@ -99,6 +100,7 @@ def _epochs(
             second = 0.999 * second + 0.001 * gradient**2
             scale = np.sqrt(second / (1 - 0.999**step)) + 1e-8
             weights = weights - rate * DECAY**epoch * first / (1 - 0.9**step) / scale
+        progress.beat()
         yield weights
 
 

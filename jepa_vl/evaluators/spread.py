@@ -8,6 +8,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from jepa_vl import sharding
+from jepa_vl.evaluators import progress
 from jepa_vl.evaluators.features import from_all_hosts
 from jepa_vl.schema import MeshConfig
 from jepa_vl.shapes import Array, PyTree
@@ -70,5 +71,6 @@ def scan(
     with jax.set_mesh(devices):
         state, data = put(state, devices), put(data, devices)
         for part in parts:
-            state = compiled(state, data, put(part, devices))
+            state = jax.block_until_ready(compiled(state, data, put(part, devices)))
+            progress.beat()
     return jax.device_get(state)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jepa_vl import sharding
@@ -28,8 +27,9 @@ from jepa_vl.evaluators.base import (
 )
 from jepa_vl.evaluators.cache import Cache
 from jepa_vl.evaluators.network import Network
+from jepa_vl.evaluators.pixels import POOLED, PixelNetwork
 from jepa_vl.schema import MeshConfig
-from jepa_vl.shapes import Array, PyTree
+from jepa_vl.shapes import PyTree
 
 POOLING = "mean over all patches"
 TRANSFORM = "short side to image_size, centre square, no augmentation"
@@ -207,22 +207,6 @@ class Bench:
                        self.protocol)  # fmt: skip
 
 
-class PatchPixels:
-    """In place of an encoder: the raw pixels of each patch."""
-
-    FEATURES = "raw pixels of each patch"
-
-    def __init__(self, patch: int):
-        """``patch``: side of a patch, pixels."""
-        self.patch = patch
-
-    def apply(self, _: PyTree, images: Array) -> Array:
-        """uint8 [B, H, W, 3] -> float32 [B, T, 3 p * p] in [0, 1], row-major patches."""
-        (b, h, w, _three), p = images.shape, self.patch
-        tiles = images.reshape(b, h // p, p, w // p, p, 3).swapaxes(2, 3)
-        return tiles.reshape(b, (h // p) * (w // p), 3 * p * p).astype(jnp.float32) / 255
-
-
 def pixels(config: Config, images: Images, mesh: Mesh) -> "Subject":
     """Raw pixels in place of features."""
 
@@ -232,11 +216,9 @@ def pixels(config: Config, images: Images, mesh: Mesh) -> "Subject":
     readings = {
         LABELLED: lambda: features.remember(labelled),
         VIEWS: lambda: lambda _: images.views.read(features.pixels),
-        NETWORK: lambda: Network(
-            config, PatchPixels(config.encoder.patch_size), mesh, *images.parts, images.log
-        ),
+        NETWORK: lambda: PixelNetwork(config, mesh, *images.parts, images.log),
     }
-    protocol = {"pooling": "16 x 16 boxes, centred by the training mean, or patches as they are"}
+    protocol = {"pooling": POOLED}
     return Subject("pixels", config, images, readings, {NETWORK: {}}, protocol, raw=True)
 
 
@@ -246,7 +228,7 @@ class Subject:
     Attributes:
       name: encoder, untrained or pixels.
       protocol: how its features come about.
-      raw: are its patches pixels, which few evaluators of a network read?
+      raw: are its patches pixels, which not every evaluator of a network reads?
     """
 
     def __init__(
@@ -267,8 +249,7 @@ class Subject:
     def serves(self, task: str) -> bool:
         """Can this evaluator read these features?"""
         reads = read_by(task)
-        of_patches = reads != NETWORK or getattr(REGISTRY[task], "of_pixels", False)
-        return reads in self._make and (not self.raw or of_patches)
+        return reads in self._make and (not self.raw or REGISTRY[task].of_pixels)
 
     def evaluator(self, task: str) -> Any:
         """The evaluator of a name; nothing is read yet.

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jepa_vl.config import Config, ConfigError
-from jepa_vl.evaluators import decoding
+from jepa_vl.evaluators import decoding, progress
 from jepa_vl.evaluators.base import NETWORK, Measured, Measures, register
 from jepa_vl.evaluators.intervals import WORDS, intervals
 from jepa_vl.evaluators.network import Network
@@ -134,6 +134,7 @@ class Vqa(Measures):
                 rows = np.minimum(np.arange(start, start + size), len(x) - 1)
                 found = np.asarray(best(x[rows], place[rows], features[rows]))
                 out += [names[i] for i in found[: len(x) - start]]
+                progress.beat()
             return out
 
         return pick

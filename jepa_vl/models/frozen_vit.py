@@ -87,19 +87,35 @@ class FrozenViT(nn.Module):
     dtype: Any = jnp.float32
     how: Plan = Plan()
 
+    @property
+    def depth(self) -> int:
+        """Number of blocks."""
+        return self.shape.depth
+
+    @property
+    def eps(self) -> float:
+        """Of its norms."""
+        return self.shape.eps
+
     @nn.compact
     def __call__(
-        self, images: Array, ctx_idx: Array | None = None, ctx_valid: Array | None = None
-    ) -> Array:
+        self,
+        images: Array,
+        ctx_idx: Array | None = None,
+        ctx_valid: Array | None = None,
+        keep: int = 0,
+    ) -> Any:
         """Encodes all patches, or the visible ones alone.
 
         Args:
           images: [B, H, W, 3], uint8 or normalised float32; H = W = grid x patch.
           ctx_idx: optional int32 [B, K], the visible patches; the others are never read.
           ctx_valid: optional bool [B, K], False where ctx_idx is padding.
+          keep: how many of the last blocks' outputs to return too, at most the depth.
 
         Returns:
-          [B, T, D] or [B, K, D] float32, after the final LayerNorm; the class token is left out.
+          [B, T, D] or [B, K, D] float32, after the final LayerNorm; with ``keep`` also a tuple of
+          so many, as they leave the blocks, the last block last. The class token is left out.
         """
         c = self.shape
         check_shape("images", images, "B H W 3", H=c.side, W=c.side)
@@ -118,8 +134,12 @@ class FrozenViT(nn.Module):
         if ctx_valid is not None:  # the class token always is
             ctx_valid = jnp.pad(ctx_valid, ((0, 0), (c.cls, 0)), constant_values=True)
         make = functools.partial(FrozenBlock, c, self.dtype)
-        x = run_blocks(self, make, c.depth, x, ctx_valid, how=self.how)
-        return LayerNorm(c.eps, name="norm")(x)[:, c.cls :]
+        below = c.depth + 1 - max(keep, 1)
+        kept = [run_blocks(self, make, below, x, ctx_valid, how=self.how)]
+        for i in range(below, c.depth):
+            kept.append(make(name=f"block_{i}")(kept[-1], ctx_valid))
+        out = LayerNorm(c.eps, name="norm")(kept[-1])[:, c.cls :]
+        return (out, tuple(one[:, c.cls :] for one in kept)) if keep else out
 
 
 _VIT = r"(?:vit\.|ijepa\.|dinov2\.|backbone\.)?"
@@ -229,7 +249,8 @@ def untrained(shape: VitShape, rng: Array) -> PyTree:
     """Random weights, with the fixed positions of our own encoder."""
     images = jnp.zeros((1, shape.side, shape.side, 3), jnp.uint8)
     params = jax.jit(FrozenViT(shape).init)(rng, images)["params"]
-    return {**params, "position": sincos_table(shape.width, shape.grid)}
+    first = np.zeros((shape.cls, shape.width), np.float32)  # of the class token
+    return {**params, "position": np.concatenate([first, sincos_table(shape.width, shape.grid)])}
 
 
 def as_vit(params: PyTree, grid: int, where: tuple[str, str]) -> PyTree:

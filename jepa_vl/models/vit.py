@@ -9,7 +9,7 @@ import numpy as np
 from flax import linen as nn
 
 from jepa_vl.models import fast
-from jepa_vl.models.layers import NORMAL, Block, LayerNorm, gather, sincos_table
+from jepa_vl.models.layers import EPS, NORMAL, Block, LayerNorm, gather, sincos_table
 from jepa_vl.models.stack import PLAIN, Plan, run_blocks
 from jepa_vl.schema import LEARNED, EncoderConfig
 from jepa_vl.shapes import Array, PyTree, check_shape
@@ -40,6 +40,7 @@ class ViT(nn.Module):
     """Encoder of I-JEPA (methods: Assran et al. 2023, public code)."""
 
     FEATURES: ClassVar[str] = "after the final LayerNorm"  # what is said beside numbers of them
+    eps: ClassVar[float] = EPS
 
     image_size: int
     patch_size: int
@@ -103,11 +104,11 @@ def encode_with_stream(
     return kept[0], kept[1][-1]
 
 
-def last_layers(encoder: ViT, params: PyTree, images: Array, layers: int) -> Array:
+def last_layers(encoder: Any, params: PyTree, images: Array, layers: int) -> Array:
     """Features of several layers of all patches, as I-JEPA's linear probes read them (App. A).
 
     Args:
-      encoder: the encoder; params: its parameters.
+      encoder: a :class:`ViT`, or another one with ``keep`` and a norm; params: its parameters.
       images: [B, H, W, 3].
       layers: how many of the last blocks, at most the depth.
 
@@ -116,7 +117,7 @@ def last_layers(encoder: ViT, params: PyTree, images: Array, layers: int) -> Arr
     """
     kept: Any = encoder.apply({"params": params}, images, keep=layers)
     last = jnp.stack(kept[1], axis=2)
-    norm: Any = LayerNorm().apply({"params": params["norm"]}, last)
+    norm: Any = LayerNorm(encoder.eps).apply({"params": params["norm"]}, last)
     return norm.reshape(*norm.shape[:2], -1)
 
 

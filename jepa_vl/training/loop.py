@@ -9,7 +9,7 @@ import jax
 from jepa_vl import objectives, sharding, tree
 from jepa_vl.config import Config, ConfigError, config_hash
 from jepa_vl.data import faults, pipeline, sources
-from jepa_vl.evaluators import features
+from jepa_vl.evaluators import features, progress
 from jepa_vl.evaluators.subject import Model
 from jepa_vl.training import compile_cache, data_health, distributed, flops, online, result
 from jepa_vl.training import state as train_state
@@ -236,7 +236,8 @@ class Run:
         Raises:
           ConfigError: the data ends the run, or no checkpoint can be written.
         """
-        with Watchdog(self.config.train.watchdog_minutes) as watchdog:
+        watchdog = Watchdog(self.config.train.watchdog_minutes)
+        with watchdog, progress.heard_by(watchdog.working):
             if distributed.first_says(not self.writer.rows):
                 found = self._examine(0)
                 row = self.writer.write(0, found)

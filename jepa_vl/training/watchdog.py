@@ -27,6 +27,11 @@ class Watchdog:
             self._arm(self.seconds)
         self._last = time.monotonic()
 
+    def working(self) -> None:
+        """A sign of life between steps; unlike :meth:`alive` it does not begin the watch."""
+        if self._last is not None:
+            self._last = time.monotonic()
+
     def _arm(self, seconds: float) -> None:
         """Of the C library: it needs no lock of Python's."""
         faulthandler.dump_traceback_later(seconds + GRACE, exit=True, file=self._error)

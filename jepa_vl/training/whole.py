@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jepa_vl import objectives, tree
+from jepa_vl import objectives, sharding, tree
 from jepa_vl.config import Config, ConfigError, defaults, resolve, to_dict
 from jepa_vl.models.intake.source import Source
 from jepa_vl.objectives.captions import CaptionTower
+from jepa_vl.schema import MeshConfig
 from jepa_vl.shapes import Array, PyTree
 from jepa_vl.training import state
 
@@ -66,6 +67,18 @@ def fit(config: Config, arrays: Mapping[str, Array], where: tuple[str, str]) -> 
         raise ConfigError(*where, rule)
     found = tree.map_named(lambda name, _: arrays[name], like)
     return Model(config, found["params"], found["target"])
+
+
+def untrained(model: Model) -> Model:
+    """The same model before training: random weights of its own seed, whatever it started from.
+
+    Raises:
+      ConfigError: a pretrained tower is absent.
+    """
+    config = dataclasses.replace(model.config, init_from="")
+    mesh = sharding.make_mesh(MeshConfig(), jax.local_devices()[:1])
+    first = state.create(config, objectives.build(config), state.batch_spec(config), mesh)
+    return Model(model.config, *jax.device_get((first.params, first.target)))
 
 
 def outputs(model: Model, batch: Mapping[str, Array]) -> dict[str, Array]:
