@@ -254,6 +254,16 @@ def test_a_run_of_another_configuration_than_planned_is_no_result(study, tmp_pat
     assert row["status"] == "failed" and "plan anew" in row["reason"]
 
 
+def test_points_that_mean_something_else_by_now_are_not_trained(study, tmp_path, capsys):
+    page = json.loads((tmp_path / "plan.json").read_text())
+    page["points"][0]["config_hash"] = "0123456789ab"
+    (tmp_path / "plan.json").write_text(json.dumps(page))
+    assert main(study) == 5
+    said = capsys.readouterr().err
+    assert "1 of 12 open points mean another configuration now" in said and "--replan" in said
+    assert not (tmp_path / "calls").exists() and not (tmp_path / "ledger.jsonl").exists()
+
+
 def test_a_row_holds_null_where_a_number_is_none(study, tmp_path):
     job = jobs_of(study, tmp_path)[0]
     job.workdir.mkdir(parents=True)

@@ -98,6 +98,11 @@ def config_of(study: Study, values: Mapping[str, Any]) -> Config:
     return configs.load(study.config, [configs.Override(k, _text(v)) for k, v in values.items()])
 
 
+def meant(study: Study, words: Sequence[str]) -> str:
+    """Hash of the configuration that the words of a planned point mean today."""
+    return config_hash(configs.load(study.config, configs.take_overrides(words)[1]))
+
+
 def _unique(study: Study, arm: str) -> int:
     from jepa_vl.data import sources
 

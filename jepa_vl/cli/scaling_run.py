@@ -47,6 +47,8 @@ def run(args: argparse.Namespace, overrides: Sequence[configs.Override]) -> int:
             print("\n".join(command(job, args.commands, args.options or "") for job in jobs))
             return 0
         print(f"{len(jobs)} points are open", flush=True)
+        if not args.collect:
+            _check_as_planned(asked, [job.point for job in jobs])
         code = works.run(jobs)
     rows = ledger.latest(works.ledger.rows()).values()
     counts = {status: 0 for status in sorted({row["status"] for row in rows})}
@@ -67,6 +69,22 @@ def _plan(asked: study.Study, out: Path, again: bool) -> dict[str, Any]:
         rule = f"what {out / scaling_points.FILE} was made of; --replan makes a new one"
         raise ConfigError("--study", asked.name, rule)
     return plan
+
+
+def _check_as_planned(asked: study.Study, points: Sequence[Mapping[str, Any]]) -> None:
+    """Refuses to train what is no longer what was planned, before an hour is lost on it.
+
+    Raises:
+      ConfigError: this version of the code resolves points to other configurations.
+    """
+    changed = [p for p in points if p["config_hash"] != scaling_points.meant(asked, p["words"])]
+    if changed:
+        rule = (
+            f"{len(changed)} of {len(points)} open points mean another configuration now than when "
+            f"{scaling_points.FILE} was made, as with another version of jepa_vl or another "
+            f"{Path(asked.config).name}; --replan plans all anew"
+        )
+        raise ConfigError("--study", asked.name, rule)
 
 
 def _order(asked: study.Study, points: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

@@ -11,6 +11,7 @@ from jepa_vl import report
 GROUPS = ("block", "attn", "mlp", "logits", "conditioner", "others")
 STYLES = {"encoder": "-", "predictor": "--"}
 MARKS = ("o", "s", "^", "D", "v", "x")
+NAMES = {"mup": "muP"}  # as titles spell them
 
 
 def group(name: str) -> str:
@@ -45,7 +46,7 @@ def figure(page: Mapping[str, Any]) -> Figure:
         ax.set(xscale="log", yscale="log")
         ax.set_xticks(widths, [str(w) for w in widths], minor=False)
         ax.minorticks_off()
-        ax.set_title(f"{kind}, step {step}", loc="left", **report.TITLE)
+        ax.set_title(f"{NAMES.get(kind, kind)}, step {step}", loc="left", **report.TITLE)
         ax.set_xlabel("encoder width", **report.NORMAL)
         ax.set_ylabel("mean |x - x at step 0|", **report.NORMAL)
         ax.tick_params(labelsize=8)
