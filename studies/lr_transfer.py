@@ -215,7 +215,6 @@ def figure(page: dict[str, Any]) -> bytes:
             ax.plot(x, rows, ".", color=colour, ms=4)
             ax.axvline(page["judged"][kind]["best"][str(width)], color=colour, ls=":", lw=1)
         ax.set_xscale("log")
-        ax.set_yscale("log")
         ax.set_title(kind, loc="left", **report.TITLE)
         ax.set_xlabel("peak learning rate (dotted: best)", **report.NORMAL)
         ax.set_ylabel(f"loss, mean of the last {LAST} steps", **report.NORMAL)
