@@ -139,12 +139,14 @@ def test_the_report_shows_what_the_run_learnt(run, capsys):
     html = page(run)
     assert capsys.readouterr().out.strip() == str(run / "report.html")
     assert headings(html) == [
-        "Result", "Curves", "Time", "Masks", "Words on patches", "Pointing game",
-        "Nearest neighbours", "Configuration",
+        "Result", "Proof", "Curves", "Health", "Time", "Masks", "Words on patches",
+        "Pointing game", "Nearest neighbours", "Configuration",
     ]  # fmt: skip
     assert html.count("data:image/png;base64,") >= 2 + 12 + 1
     data = json.loads(re.search(r'id="run">(.+?)</script>', html).group(1))
     assert data["result"]["status"] == "done"
+    told = {check["claim"]: check["verdict"] for check in data["proof"]}
+    assert told["the run has ended"] == told["the step is compiled once"] == "✓ holds"
     game = data["pointing"]["all"]
     assert 0 < game["chance"] < 1 and 0 <= game["maps"] <= 1
 
@@ -156,7 +158,9 @@ def test_the_report_of_a_killed_run_says_what_is_missing(run, tmp_path, capsys):
     (killed / "metrics.jsonl").write_text("".join(lines[:3]) + lines[3][:20])
     (killed / "config.json").write_text((run / "config.json").read_text())
     html = page(killed, out=str(tmp_path / "deep/er.html"))
-    assert headings(html) == ["Result", "Curves", "Left out", "Configuration"]
+    assert headings(html) == [
+        "Result", "Proof", "Curves", "Health", "Left out", "Configuration",
+    ]  # fmt: skip
     assert "running, or killed" in html and "holds no checkpoint" in html
     assert "holds no checkpoint" in capsys.readouterr().out
     assert not (killed / "checkpoints").exists()
@@ -169,7 +173,8 @@ def test_the_report_leaves_out_text_where_none_is_read(tmp_path):
     assert main([*argv, *words]) == 0
     html = page(workdir)
     assert headings(html) == [
-        "Result", "Curves", "Time", "Masks", "Nearest neighbours", "Configuration",
+        "Result", "Proof", "Curves", "Health", "Time", "Masks", "Nearest neighbours",
+        "Configuration",
     ]  # fmt: skip
     assert json.loads((workdir / "result.json").read_text())["text_gain"] is None
 
@@ -180,7 +185,8 @@ def test_a_conditioner_that_tells_no_words_apart_trains_and_is_reported_without_
     words += ["--config.conditioner.kind=adaln", "--config.anticollapse.rank=1"]
     assert main(["train", "--config", TINY, "--workdir", str(workdir), SPREAD, *words]) == 0
     assert headings(page(workdir)) == [
-        "Result", "Curves", "Time", "Masks", "Nearest neighbours", "Configuration",
+        "Result", "Proof", "Curves", "Health", "Time", "Masks", "Nearest neighbours",
+        "Configuration",
     ]  # fmt: skip
     result = json.loads((workdir / "result.json").read_text())
     assert isinstance(result["text_gain"], float) and result["dead_share"] is None

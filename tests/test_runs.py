@@ -133,11 +133,12 @@ def test_the_page_of_several_runs_has_their_numbers_differences_and_curves(tmp_p
     assert main(["report", str(one), "--out", str(out), str(two)]) == 0
     assert capsys.readouterr().out.split() == [str(out)]
     html = out.read_text()
-    heads = ["Runs", "Numbers", "Configuration", "Curves", "Provenance"]
+    heads = ["Runs", "Numbers", "Proof", "Configuration", "Curves", "Provenance"]
     assert re.findall(r"<h2>(.+?)</h2>", html) == heads
     cells = re.findall(r"<td[^>]*>([^<]*)</td>", html)
     rows = [cells[i : i + 3] for i in range(0, len(cells), 3)]
     assert ["optim.lr", "0.001", "0.5"] in rows and ["seed", "1", "0"] in rows
+    assert ["the run has ended", "✓ holds", "? cannot be told"] in rows
     assert ["status", "done", "unfinished"] in rows and ["steps skipped", "", ""] not in rows
     assert ["kNN accuracy, the same network untrained", "0.25", "0.25"] in rows
     widget, told = map(json.loads, re.findall(r'application/json"[^>]*>(.+?)</script>', html))

@@ -25,6 +25,7 @@ from typing import Any
 from jepa_vl.cli.configs import Override
 from jepa_vl.cli.numbers import whole
 from jepa_vl.config import ConfigError
+from jepa_vl.training import run_files
 
 DONE, GAVE_UP, PREEMPTED, STOPPED, BAD_INPUT, INTERRUPTED = 0, 1, 3, 4, 5, 130
 AGREED = (DONE, PREEMPTED, STOPPED)  # all processes of a run leave with these together
@@ -32,7 +33,7 @@ FINAL = (STOPPED, BAD_INPUT, GAVE_UP)
 RESTARTS = 5
 POLL, LONGEST_PAUSE = 0.05, 60.0  # seconds
 GRACE = "JEPA_VL_GRACE_SECONDS"  # that the others have to end when one has died
-LOG = "restarts.jsonl"
+LOG = run_files.RESTARTS
 OF_OTHERS = ", as another process of the run had died"
 LOSS = (b"oordination", b"JAX distributed", b"by peer")  # on stderr
 PARENT = "JEPA_VL_SUPERVISOR"

@@ -1,6 +1,7 @@
 """The card of a checkpoint as a page: numbers beside their floors, and how each came about."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -28,17 +29,42 @@ def render(page: dict[str, Any]) -> str:
         ("objective", page["objective"]),
         ("commit", page["git"] or "unknown"),
     ]
-    sections = []
-    for images, results in by_images(of_encoder(page)).items():
-        drawn = [r for r in results if r["ci"]]
-        pictures = [(figures.to_png(accuracies(drawn)), images)] if drawn else []
-        text = f"{images}.\n\n{HOW}" if drawn else f"{images}."
-        sections.append(Section(_title(results), text, pictures, table(results)))
-    sections.append(_protocols(page))
+    sections = [*measured(page), _protocols(page)]
     versions = ("Versions", "", (), (("library", "version"), [*page["versions"].items()]))
     sections.append(Section(*versions))
     cards = [(key, str(value)) for key, value in summary if value is not None]
     return render_page(f"Evaluation of {name}", cards, sections, page)
+
+
+def measured(page: dict[str, Any], lead: str = "") -> list[Section]:
+    """A section for each set of images that a card has numbers of, their titles with a lead."""
+    out = []
+    for images, results in by_images(of_encoder(page)).items():
+        drawn = [r for r in results if r["ci"]]
+        pictures = [(figures.to_png(accuracies(drawn)), images)] if drawn else []
+        text = f"{images}.\n\n{HOW}" if drawn else f"{images}."
+        out.append(Section(lead + _title(results), text, pictures, table(results)))
+    return out
+
+
+def newest(workdir: Path) -> tuple[list[Section], list[str]]:
+    """What `jepa-vl eval` measured of a run's newest checkpoint that has a card.
+
+    Returns:
+      Sections, [] where there is no card, and the names of all cards, the one shown first.
+    """
+    found = []
+    for path in workdir.glob("eval_*_*.json"):
+        try:
+            page = json.loads(path.read_text())
+            rank = int(page["step"]), page["branch"] == "target", page["layers"] == 1
+            found.append((rank, path.name, measured(page, "Card: ")))
+        except (OSError, ValueError, KeyError, TypeError):  # of another tool, or half written
+            continue
+    if not found:
+        return [], []
+    found.sort(key=lambda one: one[:2], reverse=True)
+    return found[0][2], [name for _, name, _ in found]
 
 
 def _protocols(page: dict[str, Any]) -> Section:

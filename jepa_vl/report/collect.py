@@ -1,5 +1,6 @@
 """From a workdir to its page: what the run wrote down, and what its newest checkpoint shows."""
 
+import dataclasses
 import json
 import time
 from collections.abc import Callable
@@ -9,9 +10,9 @@ from typing import Any
 
 from jepa_vl import tree
 from jepa_vl.config import Config, ConfigError, flat, resolve, to_dict
-from jepa_vl.report import curves
+from jepa_vl.report import card, checks, curves, health
 from jepa_vl.report.page import Section, render_page
-from jepa_vl.training import goodput, metrics
+from jepa_vl.training import goodput, metrics, proof
 from jepa_vl.training.whole import Model
 
 WITHOUT_RUN = (
@@ -70,6 +71,11 @@ def _json(path: Path) -> dict[str, Any]:
         raise ConfigError("--workdir", str(path), f"cannot be read: {error}") from error
 
 
+def proved(written: Written, workdir: Path) -> list[checks.Check]:
+    """The claims that a run can make, judged."""
+    return checks.of(written.config, written.rows, written.result, proof.read(workdir))
+
+
 def build(workdir: Path, say: Callable[[str], None]) -> str:
     """The page of a run, as HTML.
 
@@ -81,8 +87,14 @@ def build(workdir: Path, say: Callable[[str], None]) -> str:
       ConfigError: the workdir holds no run.
     """
     written = read(workdir)
-    sections = [_results(written), curves.section({"": written.rows}), *_time(written)]
+    claims = proved(written, workdir)
+    sections = [
+        _results(written), checks.section(claims), *_evaluated(workdir),
+        curves.section({"": written.rows}), *health.sections(workdir, written.rows, written.result),
+        *_time(written),
+    ]  # fmt: skip
     data: dict[str, Any] = {"result": written.result, "config": to_dict(written.config)}
+    data["proof"] = [check._asdict() for check in claims]
     cards = []
     try:
         from jepa_vl.report import pictures
@@ -124,6 +136,18 @@ def build_model(path: str, model: Model, facts: dict[str, str], say: Callable[[s
     }  # fmt: skip
     sections = [*shown, Section("Left out", WITHOUT_RUN), _configuration(config, {})]
     return render_page(f"{config.objective}: {path}", list(cards.items()), sections, data)
+
+
+def _evaluated(workdir: Path) -> list[Section]:
+    """The card of the newest checkpoint that has one, without its protocols."""
+    sections, names = card.newest(workdir)
+    if not sections:
+        return []
+    told = f"From {names[0]}, whose page beside it has the protocols."
+    if names[1:]:
+        told += f" Other cards: {', '.join(names[1:])}."
+    first = sections[0]
+    return [dataclasses.replace(first, text=f"{told}\n\n{first.text}"), *sections[1:]]
 
 
 def _data_name(written: Written) -> str:

@@ -1,11 +1,13 @@
 """Several runs on one page: what they came to, in what they differ, their curves in one panel."""
 
+import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from jepa_vl.report import curves
+from jepa_vl.config import ConfigError
+from jepa_vl.report import collect, curves
 from jepa_vl.report.page import Section, render_page
 from jepa_vl.training import metrics, run_files
 
@@ -69,6 +71,7 @@ def build(folders: list[Path], say: Callable[[str], None]) -> str:
     sections = [
         Section("Runs", table=_table("fact", names, _known(FACTS, shown))),
         Section("Numbers", READ, table=_table("number", names, _known(NUMBERS, facts))),
+        *_proofs(names, folders),
         _differences(names, differing),
         curves.section(rows),
     ]
@@ -86,6 +89,18 @@ def _known(labels: dict[str, str], facts: list[dict[str, Any]]) -> dict[str, lis
     """Facts by what they are called here, without those that no run has."""
     rows = {label: [fact[key] for fact in facts] for key, label in labels.items()}
     return {label: row for label, row in rows.items() if any(value is not None for value in row)}
+
+
+def _proofs(names: list[str], folders: list[Path]) -> list[Section]:
+    """The verdicts on each claim; a run of a configuration that has no meaning now has none."""
+    verdicts: dict[str, list[str]] = {}
+    for column, folder in enumerate(folders):
+        with contextlib.suppress(ConfigError):
+            for check in collect.proved(collect.read(folder), folder):
+                verdicts.setdefault(check.claim, [""] * len(folders))[column] = check.verdict
+    table = ("claim", *names), [[claim, *row] for claim, row in verdicts.items()]
+    text = "What each run shows of itself; its own page has the numbers and the rules."
+    return [Section("Proof", text, table=table)] if verdicts else []
 
 
 def _differences(names: list[str], differing: dict[str, list[Any]]) -> Section:

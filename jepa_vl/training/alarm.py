@@ -294,6 +294,11 @@ class Alarm:
         names = [name for name in RULES if name not in self.config.mute]
         return [trouble for name in names if (trouble := self._judge(name, row)) is not None]
 
+    def measure(self, row: Row) -> dict[str, tuple[float, Numbers] | None]:
+        """How bad a row is by each rule, beside the best so far; None: it cannot tell."""
+        self._note(row)
+        return {name: rule.measure(row, self._best) for name, rule in RULES.items()}
+
     def _note(self, row: Row) -> None:
         for name in row:
             better, value = BEST.get(name.split("/")[0]), number(row, name)
@@ -328,6 +333,21 @@ def _message(name: str, step: int, since: int, ratio: float, numbers: Numbers) -
     told = ", ".join(f"{key} {value:.4g}" for key, value in numbers.items())
     told = f" ({told})" if told else ""
     return f"{name}: {says}{told}, since step {since}; what helps: {rule.helps}"
+
+
+def standing(rows: Iterable[Row], config: HealthConfig) -> dict[str, tuple[float, Numbers]]:
+    """How bad each rule's number is, and which numbers say so, where it was last told.
+
+    Args:
+      rows: of a run's metrics.jsonl.
+      config: of the resolved configuration.
+    """
+    alarm, out = Alarm(config), {}
+    for row in rows:
+        if "held_out_loss" in row:
+            found = alarm.measure(row)
+            out |= {name: worst for name, worst in found.items() if worst is not None}
+    return out
 
 
 def replay(rows: Iterable[Row], config: HealthConfig) -> list[Trouble]:

@@ -19,7 +19,6 @@ from jepa_vl.training.checksum import tree_hash
 from jepa_vl.training.state import TrainState
 
 FILE = "proof.jsonl"
-HASHES = ("sample_hash", "param_hash", "target_hash")
 
 
 def row_hashes(batch: Batch) -> np.ndarray:

@@ -18,6 +18,7 @@ from jepa_vl.config import Config, ConfigError, flat, to_dict
 UNFINISHED = "unfinished"  # going on, or killed
 ABSENT = "(none)"  # a key that a run's configuration lacks
 APART = ("run", "config_hash", "versions", "git")  # of a summary: no numbers
+RESTARTS = "restarts.jsonl"  # of a supervised run: who died, of what, when, at which step
 OLDEST = ("untrained", "rankme_start")
 NUMBERS = {  # name here -> name of a metric, whose newest value counts, or its oldest
     "knn": "knn/target",
@@ -165,9 +166,18 @@ def summary(option: str, workdir: Path) -> dict[str, Any]:
 
 def events(workdir: Path) -> list[dict[str, Any]]:
     """Rows of events.jsonl; a torn last line is left out."""
+    return _rows(workdir / "events.jsonl")
+
+
+def restarts(workdir: Path) -> list[dict[str, Any]]:
+    """Rows of what supervisors wrote down; a torn last line is left out."""
+    return _rows(workdir / RESTARTS)
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
     out = []
     with contextlib.suppress(OSError, ValueError):
-        for line in (workdir / "events.jsonl").read_text().splitlines():
+        for line in path.read_text().splitlines():
             out.append(json.loads(line))
     return out
 
