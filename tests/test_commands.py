@@ -140,9 +140,12 @@ def test_the_report_shows_what_the_run_learnt(run, capsys):
     assert capsys.readouterr().out.strip() == str(run / "report.html")
     assert headings(html) == [
         "Result", "Proof", "Curves", "Health", "Time", "Masks", "Words on patches",
-        "Pointing game", "Nearest neighbours", "Configuration",
+        "Pointing game", "Patch features as colours", "Nearest neighbours", "Configuration",
     ]  # fmt: skip
-    assert html.count("data:image/png;base64,") >= 2 + 12 + 1
+    stills, of_words, of_patches = 2 + 12 + 1, 6, 1
+    assert html.count("data:image/png;base64,") >= stills + of_words + of_patches
+    told = json.loads(re.search(r'data-kind="words"><script[^>]*>(.+?)</script>', html).group(1))
+    assert told["layers"] == ["all 2, averaged", "1", "2"] and len(told["images"]) == 6
     data = json.loads(re.search(r'id="run">(.+?)</script>', html).group(1))
     assert data["result"]["status"] == "done"
     told = {check["claim"]: check["verdict"] for check in data["proof"]}
@@ -173,8 +176,8 @@ def test_the_report_leaves_out_text_where_none_is_read(tmp_path):
     assert main([*argv, *words]) == 0
     html = page(workdir)
     assert headings(html) == [
-        "Result", "Proof", "Curves", "Health", "Time", "Masks", "Nearest neighbours",
-        "Configuration",
+        "Result", "Proof", "Curves", "Health", "Time", "Masks", "Patch features as colours",
+        "Nearest neighbours", "Configuration",
     ]  # fmt: skip
     assert json.loads((workdir / "result.json").read_text())["text_gain"] is None
 
@@ -185,8 +188,8 @@ def test_a_conditioner_that_tells_no_words_apart_trains_and_is_reported_without_
     words += ["--config.conditioner.kind=adaln", "--config.anticollapse.rank=1"]
     assert main(["train", "--config", TINY, "--workdir", str(workdir), SPREAD, *words]) == 0
     assert headings(page(workdir)) == [
-        "Result", "Proof", "Curves", "Health", "Time", "Masks", "Nearest neighbours",
-        "Configuration",
+        "Result", "Proof", "Curves", "Health", "Time", "Masks", "Patch features as colours",
+        "Nearest neighbours", "Configuration",
     ]  # fmt: skip
     result = json.loads((workdir / "result.json").read_text())
     assert isinstance(result["text_gain"], float) and result["dead_share"] is None

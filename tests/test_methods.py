@@ -48,7 +48,10 @@ def test_a_run_leaves_its_result_and_its_report(method, tmp_path):
     assert main(["report", "--workdir", str(tmp_path)]) == 0
     found = re.findall(r"<h2>(.+?)</h2>", (tmp_path / "report.html").read_text())
     masks = ["Masks"] if method == "tijepa" else []
-    assert found == ["Result", "Curves", "Time", *masks, "Nearest neighbours", "Configuration"]
+    assert found == [
+        "Result", "Proof", "Curves", "Health", "Time", *masks, "Patch features as colours",
+        "Nearest neighbours", "Configuration",
+    ]  # fmt: skip
 
 
 def test_a_run_that_is_stopped_after_two_steps_and_goes_on_equals_an_unbroken_one(

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jepa_vl.report import compare, curves
-from jepa_vl.report.page import render_page
+from jepa_vl.report import compare, curves, figures, words
+from jepa_vl.report.page import Section, render_page
 from tests.browser import Browser
 from tests.test_runs import write_run
 
@@ -145,6 +145,93 @@ def test_the_page_of_two_runs_has_a_line_of_each_in_every_panel(browser, both):
     assert all(shown for *_, shown in browser.run(drawn))
 
 
+@pytest.fixture(scope="module")
+def maps(tmp_path_factory) -> Path:
+    """A page of words on patches: two images, one of two captions, two layers; one word is dead."""
+
+    def caption(text: str) -> words.Caption:
+        said = text.split()
+        own = RNG.random((2, len(said), 4, 4)) + 0.1
+        own[:, -1] = 0.0
+        boxes: list = [None] * len(said)
+        boxes[1] = (4.0, 4.0, 20.0, 24.0)
+        return words.Caption(text, said, own, boxes)
+
+    def image() -> np.ndarray:
+        return RNG.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+
+    shown = [
+        ("image 7", image(), [caption("one red box here"), caption("two words")]),
+        ("image 9", image(), [caption("a blue ring there")]),
+    ]
+    still = (
+        figures.to_png(figures.curves(rows(), {"loss": ["loss"]}), colours=16),
+        "a still picture",
+    )
+    part = Section("Words on patches", "How to read.", [still], widget=words.widget(shown))
+    out = tmp_path_factory.mktemp("maps") / "maps.html"
+    out.write_text(render_page("Words", [], [part]), encoding="utf-8")
+    return out
+
+
+HEAT = "(c => c.toDataURL())(document.querySelectorAll('.stage canvas')[1])"
+DRAWN = """new Promise(done => { const look = () => {
+  if (document.querySelector('.stage').getAttribute('aria-busy') === 'false') done(true);
+  else setTimeout(look, 20); }; look(); })"""  # an image has to be decoded
+CHOSEN = "[...document.querySelectorAll('.word input')].findIndex(e => e.checked)"
+
+
+def choose(browser: Browser, which: int, index: int) -> str:
+    """Chooses in the image's, caption's or layer's list, and returns the map that is drawn then."""
+    browser.run(
+        f"(() => {{const e = document.querySelectorAll('.bar select')[{which}];"
+        f"e.selectedIndex = {index}; e.dispatchEvent(new Event('change'))}})()"
+    )
+    assert browser.run(DRAWN)
+    return browser.run(HEAT)
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_words_layers_captions_and_images_are_chosen(browser, maps, width):
+    browser.open(maps, width)
+    assert browser.run(DRAWN) and browser.run("document.documentElement.scrollWidth") <= width
+    seen = [browser.run(HEAT)]
+    assert browser.run(CHOSEN) == 1  # the first word whose object is known
+    browser.run("document.querySelectorAll('.word input')[1].focus()")
+    browser.press("ArrowRight")
+    assert browser.run(CHOSEN) == 2
+    seen += [browser.run(HEAT), choose(browser, 2, 1), choose(browser, 2, 2)]
+    assert browser.run("document.querySelectorAll('.bar select')[1].options.length") == 2
+    seen += [choose(browser, 1, 1)]
+    assert browser.run("document.querySelectorAll('.word').length") == 2
+    seen += [choose(browser, 0, 1)]
+    assert browser.run("document.querySelectorAll('.word').length") == 4
+    assert len(set(seen)) == 6
+    silent(browser, maps)
+
+
+def test_the_value_of_a_patch_is_told_and_a_word_without_one_says_so(browser, maps):
+    browser.open(maps)
+    assert browser.run(DRAWN)
+    told = "document.querySelector('.stage output').textContent"
+    assert browser.run(told).startswith("“red”: greatest")
+    x, y, width = browser.centre(".stage div canvas")
+    browser.mouse("mouseMoved", x + width / 8, y - width / 8)
+    assert " at row 2, column 3" in browser.run(told)
+    data = json.loads(browser.run("document.querySelector('.widget script').textContent"))
+    layer = data["images"][0]["captions"][0]["layers"][0]
+    value = float(browser.run(told).split(": ")[1].split()[0])
+    assert layer["low"] <= value <= layer["high"]
+    browser.run("document.querySelectorAll('.word input')[3].click()")
+    assert browser.run(told) == "“here”: no patch"
+
+
+def test_without_scripts_maps_of_words_are_the_still_pictures(browser, maps):
+    browser.open(maps, scripts=False)
+    assert browser.run("document.querySelector('.still img').getBoundingClientRect().height") > 100
+    assert browser.run("document.querySelectorAll('.word').length") == 0
+
+
 def axe() -> str:
     """axe-core's source; a test skips where there is none."""
     found = os.environ.get("JEPA_VL_AXE")
@@ -155,7 +242,7 @@ def axe() -> str:
 
 @pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("dark", [False, True])
-@pytest.mark.parametrize("name", ["page", "both"])
+@pytest.mark.parametrize("name", ["page", "both", "maps"])
 def test_axe_finds_no_serious_fault(browser, request, name, width, dark):
     source, shown = axe(), request.getfixturevalue(name)
     browser.open(shown, width, dark)

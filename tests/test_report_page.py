@@ -1,3 +1,4 @@
+import base64
 import json
 import re
 from html.parser import HTMLParser
@@ -5,7 +6,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from jepa_vl.report import curves, figures, smooth, wrap
+from jepa_vl.report import curves, figures, pca, smooth, words, wrap
 from jepa_vl.report.page import Section, Widget, render_page
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -155,6 +156,56 @@ def test_word_maps_share_a_scale_and_a_map_of_zeros_is_no_patch():
     assert figures.to_png(fig).startswith(PNG)
     silent = figures.word_maps(pictures(), ["a"], np.zeros((1, GRID, GRID)), "a")
     assert figures.to_png(silent).startswith(PNG)
+
+
+def test_maps_of_words_keep_their_values_to_a_two_hundredth_and_no_patch_stays_none():
+    maps = RNG.random((2, 3, GRID, GRID)) + 0.5
+    maps[:, 1] = 0.0
+    caption = words.Caption(
+        "a red box", ["a", "red", "box"], maps, [None, (1.0, 2.0, 9.0, 9.0), None]
+    )
+    found = words.widget([("one", pictures(), [caption]), ("none", pictures(), [])])
+    assert found is not None and found.data["layers"] == ["all 2, averaged", "1", "2"]
+    (image,) = found.data["images"]
+    (told,) = image["captions"]
+    assert (told["words"], told["boxes"][1], image["width"]) == (
+        ["a", "red", "box"],
+        (1, 2, 9, 9),
+        SIDE,
+    )
+    for layer, wanted in zip(told["layers"], [maps.mean(0), *maps], strict=True):
+        levels = np.frombuffer(base64.b64decode(layer["maps"]), np.uint8).reshape(3, GRID, GRID)
+        assert (levels[1] == 0).all() and levels[[0, 2]].min() == 1 and levels.max() == 255
+        values = layer["low"] + (levels[[0, 2]] - 1.0) / 254 * (layer["high"] - layer["low"])
+        np.testing.assert_allclose(values, wanted[[0, 2]], atol=0.5 / 254)
+    flat = words.quantised(np.full((1, 2, 2), 0.7))
+    assert flat["high"] == pytest.approx(0.7) and flat["low"] < 0.7
+    assert words.widget([("none", pictures(), [])]) is None
+
+
+def test_images_whose_maps_do_not_fit_are_left_to_the_pictures(monkeypatch):
+    caption = words.Caption("a", ["a"], np.ones((1, 1, GRID, GRID)), [None])
+    monkeypatch.setattr(words, "LIMIT", 2.5 * GRID**2 * 2 * 4 / 3)
+    found = words.widget([(str(i), pictures(), [caption]) for i in range(5)])
+    assert found is not None and [image["name"] for image in found.data["images"]] == ["0", "1"]
+
+
+def test_patches_of_like_features_get_like_colours():
+    kinds = RNG.normal(size=(3, 16))
+    place = RNG.integers(0, 3, (2, GRID * GRID))
+    colours, shares = pca.components(kinds[place] + 0.01 * RNG.normal(size=(2, GRID**2, 16)))
+    assert colours.shape == (2, GRID, GRID, 3) and 0.9 < shares.sum() <= 1.0001
+    assert shares[0] >= shares[1] >= shares[2]
+    flat = colours.reshape(-1, 3)[:, :2]  # three kinds lie in a plane
+    means = [flat[place.ravel() == kind].mean(0) for kind in range(3)]
+    spread = max(flat[place.ravel() == kind].std(0).max() for kind in range(3))
+    apart = min(np.linalg.norm(means[i] - means[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
+    assert spread < 0.1 * apart
+    fig = pca.figure(pictures(2), colours)
+    assert len(fig.axes) == 4 and figures.to_png(fig).startswith(PNG)
+    five = pca.figure(pictures(5), colours[[0, 1, 0, 1, 0]])
+    drawn = [len(ax.images) for ax in five.axes]
+    assert drawn == [1, 1, 1, 1] * 2 + [1, 0, 0, 0] * 2
 
 
 def test_neighbours_carry_a_sign_besides_the_colour():

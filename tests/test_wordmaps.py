@@ -53,6 +53,11 @@ def test_similarities_return_to_the_patches_they_came_from(mode):
     np.testing.assert_allclose(seen, expected[..., :-1, :-1] + 0.5, rtol=1e-5)  # mean over layers
     between = (maps.both >= maps.target - 1e-2) & (maps.both <= maps.target + 0.51)
     assert between[..., :-1, :-1].all()
+    layers = wordmaps.layer_maps(Telling(), jnp.zeros(()), None, {}, batch, plan, draws=60)
+    assert layers.shape == (3, 2, *expected.shape[1:])
+    np.testing.assert_allclose(layers.mean(1), maps.both, rtol=1e-5)
+    np.testing.assert_allclose(layers[:, 0, ..., :-1, :-1], expected[..., :-1, :-1], rtol=1e-5)
+    assert (layers[:, 1, ..., :-1, :-1] > layers[:, 0, ..., :-1, :-1]).all()  # visible ones: + 1
 
 
 def test_word_pieces_become_one_map():

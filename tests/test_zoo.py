@@ -113,10 +113,12 @@ def test_the_report_draws_the_shipped_model_and_says_what_it_cannot_show(
     assert main(["report", "--model", NAME]) == 0
     html = Path("report_tcjepa-shapes.html").read_text()
     assert re.findall(r"<h2>(.+?)</h2>", html) == [
-        "Masks", "Words on patches", "Pointing game", "Nearest neighbours", "Left out",
-        "Configuration",
+        "Masks", "Words on patches", "Pointing game", "Patch features as colours",
+        "Nearest neighbours", "Left out", "Configuration",
     ]  # fmt: skip
-    assert html.count("data:image/png;base64,") == 1 + 4 + 1
+    masks, stills, of_words, of_patches, neighbours = 1, 4, 2, 1, 1
+    drawn = masks + stills + of_words + of_patches + neighbours
+    assert html.count("data:image/png;base64,") == drawn
     data = json.loads(re.search(r'id="run">(.+?)</script>', html).group(1))
     assert data["model"] == NAME and 0 < data["pointing"]["all"]["maps"] < 1
     said = capsys.readouterr().out

@@ -63,7 +63,49 @@ def word_maps(
       numbers: of the rows in the data, which their masks then depend on in the place of i.
       mesh: devices that share the batch; None: one.
     """
-    read, size = _reader(objective, plan.grid, mesh), len(batch["image"])
+    reader = _reader(objective, plan.grid, mesh)
+    total = _total(reader, (params, target, frozen), batch, plan, draws, seed, numbers, mesh)
+    (at_context, context_count), (at_target, target_count) = total
+    return WordMaps(
+        _mean(at_context + at_target, context_count + target_count, plan.grid),
+        _mean(at_context, context_count, plan.grid),
+        _mean(at_target, target_count, plan.grid),
+    )
+
+
+def layer_maps(
+    objective: Any,
+    params: PyTree,
+    target: PyTree,
+    frozen: PyTree,
+    batch: dict[str, Array],
+    plan: MaskPlan,
+    draws: int = 16,
+    seed: int = 0,
+) -> Array:
+    """O of each layer by itself, float32 [B, L, N, S, G, G], over all tokens; else as word_maps.
+
+    Its mean over layers is ``word_maps(...).both``.
+    """
+    reader = _reader(objective, plan.grid, None, by_layer=True)
+    total = _total(reader, (params, target, frozen), batch, plan, draws, seed, None, None)
+    sums, count = (seen + wanted for seen, wanted in zip(*total, strict=True))
+    found, captions_of = _mean(sums, count, plan.grid), batch["caption_mask"].shape[1]
+    return found.reshape(len(found), -1, captions_of, *found.shape[2:])
+
+
+def _total(
+    read: Callable[..., Any],
+    weights: tuple[PyTree, PyTree, PyTree],
+    batch: dict[str, Array],
+    plan: MaskPlan,
+    draws: int,
+    seed: int,
+    numbers: Sequence[int] | None,
+    mesh: Mesh | None,
+) -> Any:
+    """Sums and counts of all draws, at context and at target tokens."""
+    size = len(batch["image"])
     rows = np.arange(size) if numbers is None else np.asarray(numbers) % MASKS
     drawn = size if numbers is None else MASKS
     names = ("image", "word_ids", "word_states", "word_mask", "caption_mask")
@@ -76,28 +118,26 @@ def word_maps(
         masks = masking.draw(plan, drawn, np.random.default_rng([seed, draw]))
         masks = {name: put(array[rows]) for name, array in masks.items()}
         with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
-            sums = jax.device_get(read(params, target, frozen, {**shown, **masks}))
+            sums = jax.device_get(read(*weights, {**shown, **masks}))
         total = sums if total is None else jax.tree.map(np.add, total, sums)
-    (at_context, context_count), (at_target, target_count) = total
+    return total
 
-    def mean(sums: Array, count: Array) -> Array:
-        """[B, G * G, N, S] and [B, G * G] to [B, N, S, G, G]."""
-        average = sums / np.maximum(count, 1)[..., None, None]
-        b, _, n, s = average.shape
-        return np.moveaxis(average, 1, -1).reshape(b, n, s, plan.grid, plan.grid)
 
-    return WordMaps(
-        mean(at_context + at_target, context_count + target_count),
-        mean(at_context, context_count),
-        mean(at_target, target_count),
-    )
+def _mean(sums: Array, count: Array, grid: int) -> Array:
+    """[B, G * G, N, S] and [B, G * G] to [B, N, S, G, G]."""
+    average = sums / np.maximum(count, 1)[..., None, None]
+    b, _, n, s = average.shape
+    return np.moveaxis(average, 1, -1).reshape(b, n, s, grid, grid)
 
 
 @functools.lru_cache(maxsize=2)
-def _reader(objective: Any, grid: int, mesh: Mesh | None) -> Callable[..., Any]:
+def _reader(
+    objective: Any, grid: int, mesh: Mesh | None, by_layer: bool = False
+) -> Callable[..., Any]:
     """Compiles one pass: sums and counts on the grid, at context and at target tokens.
 
-    With a mesh every device gets the whole result: so does every process.
+    With a mesh every device gets the whole result: so does every process. ``by_layer``: layers are
+    not averaged; they stand in front of the captions, [L * N] in the place of [N].
     """
 
     def scatter(values: Array, index: Array, valid: Array) -> tuple[Array, Array]:
@@ -111,7 +151,8 @@ def _reader(objective: Any, grid: int, mesh: Mesh | None) -> Callable[..., Any]:
     def read(params: PyTree, target: PyTree, frozen: PyTree, batch: dict[str, Array]) -> Any:
         key, ramp = jax.random.key(0), jnp.float32(1)
         _, _, aux = objective.loss(params, target, frozen, batch, key, ramp)
-        o = jnp.mean(aux["reading"].similarity, axis=0)  # [B, M, K + C, N, S]
+        o = aux["reading"].similarity  # [L, B, M, K + C, N, S]
+        o = jnp.concatenate(o, axis=-2) if by_layer else jnp.mean(o, axis=0)
         ctx_idx, tgt_idx = batch["ctx_idx"], batch["tgt_idx"]
         (b, k), m = ctx_idx.shape, tgt_idx.shape[1]
         seen = jnp.broadcast_to(ctx_idx[:, None], (b, m, k))

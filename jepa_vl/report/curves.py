@@ -68,9 +68,9 @@ def section(runs: dict[str, list[dict[str, Any]]]) -> Section:
         merged, groups = next(iter(levelled.values())), CURVES
     else:
         merged, groups = _side_by_side(levelled, [p["title"] for p in found if not p["more"]])
-    picture = figures.to_png(figures.curves(merged, groups)), "The logged numbers over the steps."
+    png = figures.to_png(figures.curves(merged, groups), colours=64)
     widget = Widget("curves", {"panels": found}) if found else None
-    return Section("Curves", READING, [picture], widget=widget)
+    return Section("Curves", READING, [(png, "The logged numbers over the steps.")], widget=widget)
 
 
 def with_levels(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

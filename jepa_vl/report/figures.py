@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
+from PIL import Image
 
 from jepa_vl import report
 from jepa_vl.report import COLOURS, NORMAL, SMALL, TITLE
@@ -26,12 +27,22 @@ BELOW |= {"fontsize": 8, "frameon": False, "handlelength": 2.6}
 Box = tuple[float, float, float, float]
 
 
-def to_png(fig: Figure, dpi: int = 110) -> bytes:
-    """Renders a figure as PNG; characters that the font lacks become boxes, without a warning."""
+def to_png(fig: Figure, dpi: int = 110, colours: int = 0) -> bytes:
+    """Renders a figure as PNG; characters that the font lacks become boxes, without a warning.
+
+    Args:
+      fig: the figure.
+      dpi: pixels an inch.
+      colours: of a palette, at most 256, which takes about a third of the bytes; 0: all.
+    """
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         fig.savefig(buffer, format="png", dpi=dpi)
+    if colours:
+        whole = Image.open(buffer).convert("RGB")
+        buffer = io.BytesIO()
+        whole.quantize(colours, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
 
 

@@ -1,4 +1,4 @@
-"""The sections of the page that look at the model: masks, words on patches, nearest neighbours."""
+"""The sections of the page that look at the model: masks, words, patch features, neighbours."""
 
 import dataclasses
 from pathlib import Path
@@ -12,7 +12,7 @@ from jepa_vl.config import Config, reads_masks
 from jepa_vl.data import masking, pipeline, sources
 from jepa_vl.data.sources import Source
 from jepa_vl.evaluators import features
-from jepa_vl.report import figures, grounding
+from jepa_vl.report import figures, grounding, pca
 from jepa_vl.report.page import Section
 from jepa_vl.schema import MeshConfig
 from jepa_vl.shapes import Array, PyTree
@@ -87,7 +87,7 @@ def draw(config: Config, params: PyTree, target: PyTree, data: dict[str, Any]) -
     out = [_masks(run)] if reads_masks(config) else []
     if getattr(run.objective, "maps_words", False):
         out += grounding.sections(run, data)
-    return [*out, _neighbours(run)]
+    return [*out, *pca.sections(run), _neighbours(run)]
 
 
 def _rows(batches: list[dict[str, Array]], name: str) -> Array:
