@@ -1,5 +1,7 @@
 """Promises of README and docs/: their commands are known, and they run; the site builds."""
 
+import ast
+import json
 import os
 import re
 import shlex
@@ -14,6 +16,7 @@ import pytest
 from jepa_vl.cli import main
 
 ROOT = Path(__file__).parents[1]
+NOTEBOOK = ROOT / "examples/quickstart.ipynb"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 FENCE = re.compile(r"^```(\w*)(?: title=\"(.+?)\")?\n(.*?)^```$", re.M | re.S)
@@ -75,6 +78,26 @@ def test_commands_name_what_is_there(page):
 def test_a_command_of_what_is_not_there_is_noticed(line):
     with pytest.raises((AssertionError, main.ConfigError)):
         check(line, PAGES[0])
+
+
+def cells() -> list[str]:
+    """Cells of code of the notebook, without the first, which fetches the repository."""
+    page = json.loads(NOTEBOOK.read_text())
+    assert (page["nbformat"], page["nbformat_minor"]) == (4, 5)
+    code = [cell for cell in page["cells"] if cell["cell_type"] == "code"]
+    assert not any(cell["outputs"] for cell in code)
+    first, *rest = ["".join(cell["source"]) for cell in code]
+    assert first.startswith("!git clone")
+    return rest
+
+
+def test_the_notebook_names_what_is_there():
+    for cell in cells():
+        lines = cell.splitlines()
+        for line in lines:
+            if line.startswith("!"):
+                check(line[1:], PAGES[0])
+        ast.parse("\n".join(line for line in lines if not line.startswith("!")))
 
 
 def test_pages_are_linked_and_what_they_link_to_is_there():
@@ -189,6 +212,30 @@ def test_the_commands_of_a_page_run(page, ready, tmp_path):
         copy(ready / name, bench.folder / name)
     for line in executed(page):
         bench.run(line.replace("--images 400", "--images 40"))
+
+
+@pytest.mark.slow
+def test_the_cells_of_the_notebook_run(ready, tmp_path):
+    bench = Bench(tmp_path / "bench")
+    for name in ("runs", "photos"):
+        shutil.copytree(ready / name, bench.folder / name)
+    # What a notebook has of itself: a way to show things, and the names of earlier cells.
+    shown = "class HTML:\n    def __init__(self, shown):\n        assert shown\n\n\nImage = HTML\n"
+    (bench.folder / "IPython").mkdir()
+    (bench.folder / "IPython" / "__init__.py").write_text("")
+    (bench.folder / "IPython" / "display.py").write_text(shown)
+    bench.environment["PYTHONPATH"] = f"{bench.folder}:{ROOT}"
+    before, done = "", set(executed(PAGES[0])) - {"jepa-vl report --workdir runs/quickstart"}
+    for cell in cells():
+        if not cell.startswith("!"):
+            before += cell + "\n"
+            (bench.folder / "cells.py").write_text(before)
+            bench.run(f"{sys.executable} cells.py")
+            continue
+        for line in cell.replace("!", "").splitlines():
+            if line not in done and "make_folder" not in line:  # else it is there already
+                bench.run(line)
+    assert (bench.folder / "words.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.slow
