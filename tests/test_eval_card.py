@@ -122,6 +122,15 @@ def test_results_of_other_weights_do_not_stay(workdir):
     assert len(eval_card.Card(workdir / "eval_3_target.json", facts).page["results"]) == 1
 
 
+def test_what_is_odd_about_the_images_stands_under_the_table(tmp_path):
+    made = eval_card.Card(tmp_path / "card.json", {"checkpoint_hash": "0", "branch": "target",
+                                                   "layers": 1, "step": 3})  # fmt: skip
+    told = {"seed": 0, "absent": "1 of 3 classes have no held-out image"}
+    made.put({"key": "k", "task": "knn", "features": "encoder", "metrics": {"k10": 0.5}, "ci": {},
+              "baselines": {}, "protocol": told, "data_hash": "", "seed": 0})  # fmt: skip
+    assert "(1 of 3 classes have no held-out image)" in made.told()
+
+
 def test_damaged_features_are_computed_again_and_bad_images_stay_out(workdir, read, tmp_path):
     words = ("--task", "knn", "--floor", "none", "--again")
     assert evaluate(workdir, *words) == 0

@@ -298,7 +298,9 @@ def test_the_last_layers_are_normed_pooled_and_end_with_the_final_one(model):
     np.testing.assert_allclose(two[:, :width], expected, atol=1e-5)
 
 
-def test_layers_of_a_tower_are_those_of_our_encoder_without_the_class_token(model):
+def test_layers_of_a_tower_are_those_of_our_encoder_without_the_class_token(
+    model, quick_compilation
+):
     config, encoder, params, mesh = model
     images = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3)).astype(np.uint8)
     tower = frozen_vit.FrozenViT(frozen_vit.shape_of(config.encoder))
@@ -352,6 +354,31 @@ def test_numbers_depend_neither_on_the_batch_nor_on_the_devices(model):
                 getattr(features_of, part), getattr(other[0], part), atol=1e-5
             )
         assert (other[1], other[2]) == (scores, name)
+
+
+class _Labelled:
+    name, fingerprint = "labelled", "0" * 16
+
+    def __init__(self, labels):
+        self.labels = np.array(labels)
+
+    def __len__(self):
+        return len(self.labels)
+
+
+def test_classes_of_one_part_alone_are_told_in_one_line():
+    config, both = tiny(), _Labelled([0, 1, 2, 2, 1])
+
+    def told(train, held_out):
+        return features.Reader(config, train, held_out).describe().get("absent")  # pyright: ignore
+
+    assert told(both, both) is None
+    assert told(both, _Labelled([1, 1])) == "2 of 3 classes have no held-out image"
+    line = told(_Labelled([0, 1]), _Labelled([1, 5, 6, -1]))
+    assert line == (
+        "1 of 2 classes have no held-out image; 2 classes have held-out images alone, which count "
+        "as wrong"
+    )
 
 
 def test_features_are_read_once_for_all_evaluators():

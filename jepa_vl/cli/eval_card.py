@@ -57,8 +57,9 @@ class Card:
             heads, rows = table(results)
             lines += [images, *columns([tuple(heads), *map(tuple, rows)], range(2, len(heads)))]
         words = {r["protocol"]["interval"] for r in shown if "interval" in r["protocol"]}
+        words |= {r["protocol"]["absent"] for r in shown if "absent" in r["protocol"]}
         files = str(self.path), str(self.path.with_suffix(".html"))
-        return [*lines, *(f"({text})" for text in words), *files]
+        return [*lines, *(f"({text})" for text in sorted(words)), *files]
 
     def _write(self) -> None:
         from jepa_vl.training.metrics import write_json

@@ -215,14 +215,33 @@ class Reader:
     def describe(self) -> dict[str, Any]:
         """Which images these are: for each part its name, fingerprint and number of images.
 
-        After reading, the number is that of the images that could be read.
+        After reading, the number is that of the images that could be read. Where a class is in one
+        part alone, ``absent`` says so.
         """
         names = ("train", "held_out")
         parts = zip(names, self.parts, self.indices, self._bad, strict=True)
-        return {
+        told: dict[str, Any] = {
             name: {"name": x.name, "fingerprint": x.fingerprint, "images": len(indices) - len(bad)}
             for name, x, indices, bad in parts
         }
+        absent = self._absent()
+        return {**told, "absent": absent} if absent else told
+
+    def _absent(self) -> str:
+        """Classes of one part alone, in words; empty: none, or the sources do not tell."""
+        labels = [getattr(source, "labels", None) for source in self.parts]
+        learnt, tested = (
+            set() if known is None else set(np.asarray(known)[indices].tolist())
+            for known, indices in zip(labels, self.indices, strict=True)
+        )
+        if not learnt or not tested:
+            return ""
+        texts = []
+        if untested := len(learnt - tested):
+            texts.append(f"{untested} of {len(learnt)} classes have no held-out image")
+        if unlearnt := len(tested - learnt):
+            texts.append(f"{unlearnt} classes have held-out images alone, which count as wrong")
+        return "; ".join(texts)
 
     def data_hash(self) -> str:
         """16 hex digits of the images of both parts, in their order.
