@@ -46,6 +46,7 @@ class Chip:
       accelerator: prefix of the accelerator type in Google Cloud, as in v5litepod-16.
       runtime: software version of its TPU VMs.
       flags: of XLA, used by launchers and ``jepa-vl compile`` alike.
+      clock: cycles/s of a TPU at its peak; 0: not known.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Chip:
     accelerator: str = ""
     runtime: str = ""
     flags: dict[str, str] = field(default_factory=dict)
+    clock: float = 0.0
 
 
 GIB = 2**30
@@ -69,11 +71,11 @@ CHIPS = {
     chip.name: chip
     for chip in (
         Chip("v4", r"TPU v4$", 275e12, int(30.5 * GIB), 1.23e12, 4.5e10, 2, 16, 4, 2, 3,
-             "v4", "tpu-ubuntu2204-base", _ASYNC),
+             "v4", "tpu-ubuntu2204-base", _ASYNC, 1.05e9),
         Chip("v5e", r"TPU v5 lite", 197e12, int(15.75 * GIB), 8.2e11, 4.5e10, 2, 16, 8, 1, 2,
-             "v5litepod", "v2-alpha-tpuv5-lite", _ASYNC),
+             "v5litepod", "v2-alpha-tpuv5-lite", _ASYNC, 1.5e9),
         Chip("v5p", r"TPU v5p?$", 459e12, int(95.74 * GIB), 2.77e12, 9e10, 2, 16, 4, 2, 3,
-             "v5p", "v2-alpha-tpuv5", _ASYNC),
+             "v5p", "v2-alpha-tpuv5", _ASYNC, 1.75e9),
         Chip("v6e", r"TPU v6 lite", 918e12, int(31.25 * GIB), 1.64e12, 9e10, 2, 16, 8, 1, 2,
              "v6e", "v2-alpha-tpuv6e", _ASYNC | {"xla_tpu_scoped_vmem_limit_kib": "98304"}),
         Chip("a100", r"A100", 312e12, 80 * GIB, 2.04e12, 3e11, 1, 8, 8, flags=_GPU),

@@ -1,5 +1,6 @@
 """Promises of ``jepa-vl compile``: what it says of a step is true, and bad input is one line."""
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -152,7 +153,17 @@ def test_a_step_for_v5e_16_fits_is_donated_and_has_a_bound(tmp_path, capsys):
     assert bound["step_seconds"] == max(found["seconds_at_peak"].values())
     assert bound["images_per_second"] == pytest.approx(16 / bound["step_seconds"])
     assert bound["chip_hours"] == pytest.approx(16 * bound["step_seconds"] * 6 / 3600)
-    assert "fits: 15." in capsys.readouterr().out
+    estimate = found["estimate"]
+    assert estimate["cycles"] / 1.5e9 > found["seconds_at_peak"]["compute"]
+    alone = estimate["step_seconds"] - found["seconds_at_peak"]["network"]
+    assert alone == pytest.approx(estimate["cycles"] / 1.5e9)
+    assert estimate["images_per_second"] == pytest.approx(16 / estimate["step_seconds"])
+    work = found["flops"]["analytic"] / (16 * 197e12)
+    assert estimate["mfu"] == pytest.approx(work / estimate["step_seconds"])
+    said = capsys.readouterr().out
+    assert (
+        "fits: 15." in said and f"estimate: step {1e3 * estimate['step_seconds']:,.1f} ms" in said
+    )
 
 
 @needs_libtpu
@@ -201,6 +212,23 @@ def test_a_search_prints_the_best_that_fit_and_the_flags_for_the_first(
         (b, r) for b in (8, 16) for r in ("none", "dots", "full")
     }
     assert all(one["fits"] == (one["remat"] != "none") for one in found if "fits" in one)
+
+
+def test_a_search_ranks_by_the_estimate_where_there_is_one(monkeypatch, tmp_path, capsys):
+    def slow(config, where, devices):
+        """By its estimate `full` is the fastest, which the bound puts last."""
+        cycles = {"none": 30, "dots": 20, "full": 10}[config.train.remat]
+        found = fake(config, where, devices)
+        bounds = found.bounds | {"network": 0.5}
+        return dataclasses.replace(found, bounds=bounds, cycles=cycles, clock=2.0)
+
+    monkeypatch.setattr(aot, "compile_step", slow)
+    monkeypatch.setattr(topology, "devices", lambda where: [None] * where.devices)
+    code, found = compiled(tmp_path, "v5e-256", "--search")
+    text = capsys.readouterr().out
+    assert code == 0 and "--config.train.batch_size=16 --config.train.remat=full" in text
+    assert next(one for one in found if one["remat"] == "full")["estimate"]["step_seconds"] == 5.5
+    assert "nothing overlapping: for" in text
 
 
 def test_recomputation_is_not_counted_as_the_models_work():

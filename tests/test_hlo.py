@@ -38,7 +38,7 @@ HloModule step, is_scheduled=true
   %stack = bf16[12,8,128]{2,1,0:T(8,128)(2,1)} get-tuple-element(%q), index=1
   %weights = bf16[128,256]{1,0:T(8,128)(2,1)} get-tuple-element(%q), index=2
   %layer = bf16[8,128]{1,0:T(8,128)(2,1)S(1)} fusion(%stack, %j), kind=kLoop, calls=%fused_computation
-  %product = bf16[8,256]{1,0:T(8,128)(2,1)S(1)} fusion(%layer, %weights), kind=kOutput, calls=%fused_product
+  %product = bf16[8,256]{1,0:T(8,128)(2,1)S(1)} fusion(%layer, %weights), kind=kOutput, calls=%fused_product, backend_config={"window_config":{"estimated_cycles":"50"}}
   %gathered = bf16[16,256]{1,0:T(8,128)(2,1)S(1)} all-gather(%product), channel_id=3, replica_groups=mesh['a'=2,'b'=4] {'b'}, dimensions={0}
   %again = bf16[16,256]{1,0:T(8,128)(2,1)S(1)} all-gather(%product), channel_id=3, replica_groups=mesh['a'=2,'b'=4] {'b'}, dimensions={0}
   ROOT %next = (s32[]{:T(128)}, bf16[12,8,128]{2,1,0}, bf16[128,256]{1,0}) tuple(%j, %stack, %weights)
@@ -50,7 +50,7 @@ ENTRY %main (a: bf16[12,8,128], b: bf16[128,256]) -> f32[256] {
   %zero = s32[]{:T(128)} constant(0)
   %start = (s32[]{:T(128)}, bf16[12,8,128]{2,1,0}, bf16[128,256]{1,0}) tuple(%zero, %a, %b)
   %loop = (s32[]{:T(128)}, bf16[12,8,128]{2,1,0}, bf16[128,256]{1,0}) while(%start), condition=%condition, body=%body
-  %sum = f32[256]{0:T(256)} custom-call(%b), custom_call_target="Sum"
+  %sum = f32[256]{0:T(256)} custom-call(%b), custom_call_target="Sum", backend_config={"window_config":{"estimated_cycles":"7"}}
   ROOT %total = f32[256]{0:T(256)} all-reduce(%sum), channel_id=4, replica_groups=[2,4]<=[8], to_apply=%add
 }
 """  # noqa: E501
@@ -64,6 +64,11 @@ def program():
 def test_a_loop_counts_as_often_as_it_runs(program):
     assert program.runs["body"] == 12 and program.runs["main"] == 1
     assert program.flops() == 12 * 2 * 8 * 128 * 256
+
+
+def test_the_cycles_of_a_loop_count_as_often_as_it_runs(program):
+    assert program.cycles() == 12 * 50 + 7
+    assert hlo.Program(TEXT.replace("estimated_cycles", "other")).cycles() == 0
 
 
 def test_collectives_are_counted_once_a_channel_with_the_bytes_of_their_results(program):

@@ -18,6 +18,9 @@ SHOWN = 3  # of a search
 ASSUMPTIONS = """\
 (peaks of bfloat16 products, memory and one ring of links in both directions; all three overlap,
 nothing waits for data, and slices are as well connected as chips: a bound, not a forecast)"""
+ESTIMATED = """\
+(the compiler's static count of cycles, then the network at its peak, nothing overlapping: for
+comparing variants; neither bound nor estimate was measured)"""
 
 
 def run(args: argparse.Namespace, overrides: Sequence[configs.Override]) -> int:
@@ -97,9 +100,10 @@ def _rate(found: Any) -> str:
 
 
 def _slowness(tried: Tried) -> tuple[float, int]:
-    """Seconds an image, then memory; lowest first."""
+    """Seconds an image by the estimate, where there is none by the bound; then memory."""
     found = tried[1]
-    return (found.bound["step_seconds"] / found.images if found.bound else 0.0, found.total)
+    told = found.estimate or found.bound
+    return (told["step_seconds"] / found.images if told else 0.0, found.total)
 
 
 def _json(config: Config, found: Any, why: str) -> dict[str, Any]:
@@ -120,22 +124,24 @@ def _ranking(best: Sequence[Tried]) -> list[str]:
             config.train.remat,
             " x ".join(map(str, found.mesh.values())),
             f"{found.total / GIB:.2f}",
-            *(_bound_cells(found)),
+            *_cells(found.bound),
+            *_cells(found.estimate),
         )
         for config, found, _ in best
     ]
-    head = ("batch", "remat", "data x fsdp x tensor", "GiB/device", "images/s, bound", "MFU, bound")
+    head = ("batch", "remat", "data x fsdp x tensor", "GiB/device", "images/s, bound", "MFU, bound",
+            "images/s, estimate", "MFU, estimate")  # fmt: skip
     first = best[0][0]
     flags = (
         f"--config.train.batch_size={first.train.batch_size} "
         f"--config.train.remat={first.train.remat} --config.mesh.fsdp={first.mesh.fsdp}"
     )
-    return [*columns([head, *rows], right=(0, 3, 4, 5)), "", f"the first: {flags}", ASSUMPTIONS]
+    told = [f"the first: {flags}", ASSUMPTIONS, *([ESTIMATED] if best[0][1].estimate else [])]
+    return [*columns([head, *rows], right=(0, *range(3, 8))), "", *told]
 
 
-def _bound_cells(found: Any) -> tuple[str, str]:
-    bound = found.bound
-    return (f"{bound['images_per_second']:,.0f}", f"{bound['mfu']:.2f}") if bound else ("-", "-")
+def _cells(told: Any) -> tuple[str, str]:
+    return (f"{told['images_per_second']:,.0f}", f"{told['mfu']:.2f}") if told else ("-", "-")
 
 
 def _table(found: Any) -> list[str]:
@@ -199,4 +205,16 @@ def _bounds(found: Any) -> list[str]:
         f"{bound['images_per_second']:,.0f} images/s; {found.steps:,} steps of {found.images:,} "
         f"images: {bound['hours']:,.1f} h, {bound['chip_hours']:,.0f} chip-hours",
         ASSUMPTIONS,
+        *_estimated(found),
+    ]
+
+
+def _estimated(found: Any) -> list[str]:
+    told = found.estimate
+    if told is None:
+        return []
+    return [
+        f"estimate: step {1e3 * told['step_seconds']:,.1f} ms, MFU {told['mfu']:.2f}, "
+        f"{told['images_per_second']:,.0f} images/s",
+        ESTIMATED,
     ]

@@ -130,7 +130,8 @@ VERBS = {
     "compile": Verb(
         "compile a run for machines that are not here: does it fit, how fast can it be?",
         "Compiles the real training step with the TPU compiler ([tpu] extra; no TPU is needed)\n"
-        "and prints memory on each device, FLOPs, collectives and a bound on the time of a step.\n"
+        "and prints memory on each device, FLOPs, collectives, and a bound on the time of a step\n"
+        "beside the compiler's own estimate of it.\n"
         "Exit code 1 where it does not fit.\n\n" + OVERRIDES,
         "jepa-vl compile --config configs/tcjepa_in1k.py:size=L --topology v5e-256",
         config="",

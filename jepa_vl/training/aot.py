@@ -45,8 +45,10 @@ class Compiled:
       moved: bytes to and from memory in a step, each device.
       collectives: by kind.
       seconds: of the compilation.
+      cycles: of the operations of a step on a device by the compiler's static cost model, loops
+        as often as they run, communication left out; 0: it gives none.
       bounds: seconds that compute, memory and network each need at their peak; empty: not known.
-      images: global batch; steps: of the whole run.
+      images: global batch; steps: of the whole run; peak: FLOP/s of a device; clock: its cycles/s.
     """
 
     topology: str
@@ -64,6 +66,8 @@ class Compiled:
     images: int
     steps: int
     peak: float
+    cycles: int = 0
+    clock: float = 0.0
 
     @property
     def total(self) -> int:
@@ -88,6 +92,22 @@ class Compiled:
             "chip_hours": hours * self.devices,
         }
 
+    @property
+    def estimate(self) -> dict[str, float] | None:
+        """The compiler's cycles, and after them the network at its peak; None: not known.
+
+        Nothing overlaps here, and the cost model is pessimistic: good for comparing variants.
+        """
+        if not self.cycles or not self.clock or not self.bounds:
+            return None
+        step = self.cycles / self.clock + self.bounds["network"]
+        return {
+            "cycles": self.cycles,
+            "step_seconds": step,
+            "mfu": sum(self.analytic.values()) / (self.devices * self.peak * step),
+            "images_per_second": self.images / step,
+        }
+
     def to_json(self) -> dict[str, Any]:
         """The keys that ``jepa-vl compile --json`` writes."""
         return {
@@ -107,6 +127,7 @@ class Compiled:
             "compile_seconds": self.seconds,
             "seconds_at_peak": self.bounds,
             "bound": self.bound,
+            "estimate": self.estimate,
         }
 
 
@@ -149,6 +170,7 @@ def compile_step(config: Config, where: topology.Topology, devices: list[Any]) -
         images=config.train.batch_size,
         steps=config.train.steps,
         peak=where.chip.flops,
+        clock=where.chip.clock,
     )
     began = time.monotonic()
     with jax.set_mesh(mesh):
@@ -208,6 +230,7 @@ def _measure(found: Compiled, compiled: Any, where: topology.Topology) -> Compil
         moved=moved,
         collectives=by_kind,
         bounds=bounds,
+        cycles=program.cycles(),
     )
 
 

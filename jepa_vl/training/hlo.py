@@ -128,6 +128,15 @@ class Program:
                     total += times * self._product(name, operation)
         return total
 
+    def cycles(self) -> int:
+        """The TPU compiler's own estimate of all operations but communication; 0: it gave none."""
+        return sum(
+            times * int(found[1])
+            for name, times in self.runs.items()
+            for operation in self.computations[name]
+            if (found := re.search(r'"estimated_cycles":"(\d+)"', operation.rest))
+        )
+
     def _product(self, computation: str, operation: Operation) -> int:
         left, right = (self.buffers[computation][o][0].shape for o in operation.operands[:2])
         if operation.kind == "dot":
