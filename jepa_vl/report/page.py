@@ -134,7 +134,10 @@ def _figure(png: bytes, caption: str) -> str:
     width, height = struct.unpack(">II", png[16:24])
     source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
     image = f'<img src="{source}" alt="{_text(caption)}" width="{width}" height="{height}">'
-    return f"<figure>{image}<figcaption>{_text(caption)}</figcaption></figure>"
+    shown = (
+        f'<div class="scroll" role="group" aria-label="{_text(caption)}" tabindex="0">{image}</div>'
+    )
+    return f"<figure>{shown}<figcaption>{_text(caption)}</figcaption></figure>"
 
 
 def _table(name: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
