@@ -32,9 +32,16 @@ def main() -> None:
     parser.add_argument("--photo", required=True, type=Path)
     parser.add_argument("--caption", required=True)
     parser.add_argument("--out", required=True, type=Path, help="PNG to write")
-    parser.add_argument("--model", default="zoo:tcjepa-shapes")
+    parser.add_argument(
+        "--model",
+        default="zoo:tcjepa-shapes",
+        help="a run, an export of --part whole, or zoo:NAME (default: zoo:tcjepa-shapes, which "
+        "knows drawn scenes and no photographs)",
+    )
     parser.add_argument("--draws", type=int, default=16, help="random masks (default: 16)")
     args = parser.parse_args()
+    if not args.photo.is_file():
+        parser.error(f"--photo = {str(args.photo)!r}: a picture that is there")
 
     model = whole.load(intake.open_source(args.model, "--model"), "a word map")
     config = model.config

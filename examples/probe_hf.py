@@ -4,7 +4,8 @@ Command:  jepa-vl export --workdir RUN --format hf --out FOLDER
           python examples/probe_hf.py --model FOLDER --data DIR
 
 Nothing of jepa_vl is imported: FOLDER is a model of transformers like any other. DIR holds
-captions.jsonl, a line an image: {"image": "a/b.jpg", "label": "cat", "split": "train" or "test"}.
+captions.jsonl, a line an image: {"image": "a/b.jpg", "label": "cat", "split": "train" or "test"};
+where no line has a split, each fifth one is for testing. Rows without a label are left out.
 Prints the accuracy of logistic regression on mean-pooled patches.
 """
 
@@ -25,12 +26,17 @@ BATCH = 32
 def read(folder: Path, limit: int) -> tuple[list[Path], np.ndarray, np.ndarray]:
     """Paths, labels and which images are for testing; ``limit`` of each split, evenly spread."""
     rows = [json.loads(line) for line in (folder / "captions.jsonl").read_text().splitlines()]
-    parts = [[row for row in rows if row["split"] == split] for split in ("train", "test")]
+    rows = [row for row in rows if row.get("label") is not None]
+    if not any("split" in row for row in rows):
+        rows = [{**row, "split": "train" if i % 5 else "test"} for i, row in enumerate(rows)]
+    parts = [[row for row in rows if row.get("split") == split] for split in ("train", "test")]
     if limit:
         places = [
             np.linspace(0, len(part) - 1, min(limit, len(part))).astype(int) for part in parts
         ]
         parts = [[part[i] for i in place] for part, place in zip(parts, places, strict=True)]
+    if not all(parts):
+        raise SystemExit(f"{folder}/captions.jsonl: labelled images to train on, and some to test")
     chosen = [row for part in parts for row in part]
     test = np.array([row["split"] == "test" for row in chosen])
     labels = np.array([row["label"] for row in chosen])

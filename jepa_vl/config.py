@@ -371,7 +371,8 @@ def _check_relations(c: Config) -> None:
         rule = f"0 < ema <= final_ema = {c.optim.final_ema} <= 1"
         raise ConfigError("optim.ema", c.optim.ema, rule)
     if c.optim.warmup_steps >= c.train.steps * c.optim.schedule_scale and c.train.steps > 1:
-        rule = f"below train.steps = {c.train.steps}"
+        lower = f"--config.optim.warmup_steps={c.train.steps // 10}"
+        rule = f"below train.steps = {c.train.steps}, as in {lower}"
         raise ConfigError("optim.warmup_steps", c.optim.warmup_steps, rule)
     known.check(c)
 

@@ -128,6 +128,7 @@ TRAIN = ("train", "--config", TINY, "--workdir")
         ("--config.optim.eps=0", ("optim.eps", "above 0")),
         ("--config.eval.temperature=0", ("eval.temperature", "above 0")),
         ("--config.conditioner.mlp_ratio=0", ("conditioner.mlp_ratio", "above 0")),
+        ("--config.optim.warmup_steps=9999", ("below train.steps", "--config.optim.warmup_steps=")),
         ("--config.text.words=0", ("text.words = 0", "at least 1")),
         ("--config.eval.batch_size=-1", ("eval.batch_size = -1", "at least 1")),
         ("--config.eval.every=-1", ("eval.every = -1", "at least 1")),

@@ -39,7 +39,18 @@ def test_without_captions_or_with_few_images_there_is_no_pairing():
         found = measured(**settings)
         assert set(found) == {"data/images", "data/spread"}, settings
     assert measured(**{"health.data_images": 0}) == {}
-    assert "health.data_images=0" in data_health.told({})
+    assert "health.data_images=0" in data_health.told({}, tiny())
+
+
+def test_few_images_are_said_to_be_too_few_for_a_pairing():
+    found = {"data/images": 100.0, "data/spread": 0.25}
+    words = "100 training images: spread 0.250 of their pixels (0: all one)"
+    few = f"{words}; whether captions are theirs is tested from 400 images on"
+    assert data_health.told(found, tiny()) == few
+    assert data_health.told(found, tiny(objective="ijepa")) == words
+    assert data_health.told(found, tiny(**{"data.captions": "empty"})) == words
+    enough = {"data/images": 400.0, "data/spread": 0.25, "data/pairing": 7.0}
+    assert "z = 7.0 (about 0: they do not)" in data_health.told(enough, tiny())
 
 
 @pytest.mark.parametrize("kind", ["grey", "one picture", "each of one colour"])

@@ -1,9 +1,11 @@
 """A script that knows nothing of us finds the accuracy that our evaluator finds."""
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -62,3 +64,19 @@ def test_a_stranger_to_us_classifies_photographs_as_our_evaluator_does(all_class
     assert abs(again["accuracy"] - accuracy) <= 0.002
     assert accuracy > 3 / len(names)  # above chance: there is something to agree on
     print(f"\nscikit-learn {again['accuracy']:.4f}, ours {accuracy:.4f}, {again}")
+
+
+def test_a_list_without_splits_has_each_fifth_image_for_testing(tmp_path):
+    rows = [{"image": f"{i}.jpg", "label": "cat" if i % 2 else "dog"} for i in range(10)]
+    lines = [json.dumps(row) for row in (*rows, {"image": "10.jpg", "label": None})]
+    (tmp_path / "captions.jsonl").write_text("\n".join(lines))
+    unread = ("torch", "transformers", "sklearn.linear_model", "sklearn.preprocessing")
+    with mock.patch.dict(sys.modules, {name: mock.MagicMock() for name in unread}):
+        read = runpy.run_path(str(SCRIPT))["read"]
+    paths, labels, test = read(tmp_path, 0)
+    assert [path.stem for path in paths] == [*"12346789", *"05"]  # those for testing come last
+    assert labels.tolist() == ["cat" if int(path.stem) % 2 else "dog" for path in paths]
+    assert test.tolist() == [False] * 8 + [True] * 2
+    (tmp_path / "captions.jsonl").write_text(lines[0])
+    with pytest.raises(SystemExit, match="some to test"):
+        read(tmp_path, 0)

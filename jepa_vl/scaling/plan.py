@@ -105,10 +105,12 @@ def refusal(study: Study, steps: int, images: int, unique: int, cost: Cost) -> s
     """
     left = steps - study.warmup_of(steps)
     if left < study.least_steps:
-        return f"{max(left, 0)} steps after the warm-up, fewer than {study.least_steps}"
+        least = f"least_steps = {study.least_steps}"
+        return f"{max(left, 0)} steps after the warm-up, fewer than {least}"
     epochs = images / unique
     if epochs > study.most_epochs:
-        return f"{epochs:.3g} epochs of {unique} images, more than {study.most_epochs:g}"
+        most = f"most_epochs = {study.most_epochs:g}"
+        return f"{epochs:.3g} epochs of {unique} images, more than {most}"
     if cost.fits is False:
         return f"does not fit: {cost.memory}"
     return ""

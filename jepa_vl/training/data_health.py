@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from jepa_vl.config import Config
+from jepa_vl.config import Config, reads_text
 from jepa_vl.data.pipeline import Batch, TrainElement
 from jepa_vl.data.sources import Source
 from jepa_vl.shapes import Array
@@ -140,10 +140,16 @@ def dependence(x: Array, y: Array, rng: np.random.Generator) -> float:
     return (float(np.vdot(a, b)) - float(np.mean(by_chance))) / spread
 
 
-def told(found: dict[str, float]) -> str:
-    """One line for people."""
+def told(found: dict[str, float], config: Config) -> str:
+    """One line for people of what :func:`measure` has found."""
     if not found:
         return "no training image was looked at (health.data_images=0)"
     line = f"{found['data/images']:.0f} training images: spread {found['data/spread']:.3f}"
+    line += " of their pixels (0: all one)"
     pairing = found.get("data/pairing")
-    return line if pairing is None else f"{line}, captions belong to them with z = {pairing:.1f}"
+    if pairing is not None:
+        return f"{line}, captions belong to them with z = {pairing:.1f} (about 0: they do not)"
+    own = config.data.captions == "own" and reads_text(config)
+    if own and found["data/images"] < FEWEST:
+        return f"{line}; whether captions are theirs is tested from {FEWEST} images on"
+    return line

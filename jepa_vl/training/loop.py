@@ -159,7 +159,7 @@ class Run:
         """What the training images are like, in all processes as process 0 found it."""
         with self.clock.part("init"):
             found = data_health.measure(self.config, self.train_source)
-        self.reporter.say(data_health.told(found))
+        self.reporter.say(data_health.told(found, self.config))
         return distributed.as_first(found)
 
     def seconds(self) -> float:

@@ -100,9 +100,10 @@ def summarise(reporter: Reporter, result: dict[str, Any], workdir: Path) -> None
             say(f"  {name:<10} {knn[name]:.3f}")
     _tell_best(say, result["best"])
     if result["text_gain"] is not None:
-        say(f"text gain {result['text_gain']:+.4f}")
+        say(f"text gain {result['text_gain']:+.4f} (0: captions are not read)")
     if result["dead_share"] is not None:
-        say(f"dead share {result['dead_share']:.3f}")
+        say(f"dead share {result['dead_share']:.3f} (1: no patch finds a word)")
     ranks = result["rankme"]
     if ranks["end"] is not None:
-        say(f"RankMe {ranks['start']:.1f} -> {ranks['end']:.1f} ({ranks['images']} images)")
+        change = f"{ranks['start']:.1f} -> {ranks['end']:.1f}"
+        say(f"RankMe {change} ({ranks['images']} images; a fall towards 1 is collapse)")
