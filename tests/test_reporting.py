@@ -5,7 +5,7 @@ import json
 import jax.numpy as jnp
 import numpy as np
 
-from jepa_vl.training import console, metrics
+from jepa_vl.training import console, metrics, result
 from jepa_vl.training.metrics import MetricsWriter
 
 
@@ -38,3 +38,21 @@ def test_the_speed_of_a_run_is_the_median_without_the_window_that_compiles():
     assert metrics.speed([{"step": 0}, *rows]) == 95.0
     assert metrics.speed(rows[:1]) == 1.0
     assert metrics.speed([{"step": 0}]) is None
+
+
+def test_the_end_of_a_run_says_what_its_numbers_mean(tmp_path, capsys):
+    knn = {"target": 0.5, "untrained": 0.25, "pixels": 0.125, "k": 20, "classes": 8}
+    told = {
+        "status": "done", "steps": 3, "seconds": 1.0, "knn": knn, "seed": 0, "best": {},
+        "goodput": {"share": 0.5, "seconds": {"step": 1.0}}, "text_gain": 0.25, "dead_share": 0.5,
+        "rankme": {"start": 2.0, "end": 3.0, "images": 64},
+    }  # fmt: skip
+    result.summarise(console.Reporter("lines", total=3, start=0), told, tmp_path)
+    scratch = capsys.readouterr().out
+    for words in ("(0: captions are not read)", "(1: no patch finds a word)", "is collapse)"):
+        assert words in scratch
+    assert "at step 0" not in scratch
+    result.summarise(console.Reporter("lines", total=3, start=0), told, tmp_path, "public")
+    assert (
+        "untrained: by this run; at step 0 it had the weights of public" in capsys.readouterr().out
+    )

@@ -364,7 +364,7 @@ class Run:
             write_json(self.workdir / "result.json", out)
         self.reporter.close()
         self.tracker.close(code, out)
-        result.summarise(self.reporter, out, self.workdir)
+        result.summarise(self.reporter, out, self.workdir, c.init_from)
 
 
 def train(config: Config, workdir: Path, profile: Window | None = None, proof: bool = False) -> int:

@@ -87,8 +87,10 @@ def _tell_best(say: Callable[[str], None], found: dict[str, Any]) -> None:
         f"{told(final)}, 95 % of {found['images']} images{surely}")  # fmt: skip
 
 
-def summarise(reporter: Reporter, result: dict[str, Any], workdir: Path) -> None:
-    """Says how a run ended; ``result`` is the content of result.json."""
+def summarise(
+    reporter: Reporter, result: dict[str, Any], workdir: Path, init_from: str = ""
+) -> None:
+    """Says how a run ended; ``result`` is the content of result.json, ``init_from`` the run's."""
     say, knn = reporter.say, result["knn"]
     reporter.end(
         f"{result['status']}: {result['steps']} steps in {result['seconds']:.0f} s, {workdir}"
@@ -98,6 +100,8 @@ def summarise(reporter: Reporter, result: dict[str, Any], workdir: Path) -> None
         say(f"kNN (k = {knn['k']}, {knn['classes']} classes, seed {result['seed']})")
         for name in ("target", "untrained", "pixels"):
             say(f"  {name:<10} {knn[name]:.3f}")
+        if init_from:
+            say(f"  (untrained: by this run; at step 0 it had the weights of {init_from})")
     _tell_best(say, result["best"])
     if result["text_gain"] is not None:
         say(f"text gain {result['text_gain']:+.4f} (0: captions are not read)")
