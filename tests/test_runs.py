@@ -140,7 +140,7 @@ def test_the_page_of_several_runs_has_their_numbers_differences_and_curves(tmp_p
     assert ["optim.lr", "0.001", "0.5"] in rows and ["seed", "1", "0"] in rows
     assert ["the run has ended", "✓ holds", "? cannot be told"] in rows
     assert ["status", "done", "unfinished"] in rows and ["steps skipped", "", ""] not in rows
-    assert ["kNN accuracy, the same network untrained", "0.25", "0.25"] in rows
+    assert ["kNN accuracy, the same network before its first step", "0.25", "0.25"] in rows
     widget, told = map(json.loads, re.findall(r'application/json"[^>]*>(.+?)</script>', html))
     assert told["configuration"] == {"optim.lr": [0.001, 0.5], "seed": [1, 0]}
     assert all([line["name"] for line in p["lines"]] == ["one", "two"] for p in widget["panels"])

@@ -159,6 +159,13 @@ def run(workdir, *words):
     return main([*config, str(workdir), *sizes, *few, *words])
 
 
+def floors(workdir, card):
+    words = ["--task", "knn", "--config.eval.train_images=48", "--config.eval.val_images=16"]
+    assert main(["eval", "--workdir", str(workdir), *words, "--json", str(card)]) == 0
+    (found,) = [r for r in json.loads(card.read_text())["results"] if r["features"] == "encoder"]
+    return found["baselines"].keys()
+
+
 def test_a_resumed_run_does_not_read_the_files_again_and_remembers_them(hub, tmp_path, capsys):
     copy, workdir = shutil.copytree(hub, tmp_path / "copy"), tmp_path / "run"
     words = [f"--config.init_from={copy}", "--config.log.progress=lines"]
@@ -166,6 +173,8 @@ def test_a_resumed_run_does_not_read_the_files_again_and_remembers_them(hub, tmp
     assert f"encoder of {copy} (ijepa of transformers): 36 arrays" in capsys.readouterr().out
     first = stored.find(workdir).meta
     assert first["init"]["fingerprint"] and first["config"]["init_from"] == str(copy)
+    # What it was given to begin with is not untrained: random weights stand beside it.
+    assert floors(workdir, tmp_path / "1.json") == {"start", "untrained", "pixels", "majority"}
     newest = workdir / "checkpoints"
     shutil.rmtree(newest / "2")
     (workdir / "result.json").unlink()
@@ -173,6 +182,9 @@ def test_a_resumed_run_does_not_read_the_files_again_and_remembers_them(hub, tmp
     assert run(workdir, *words) == 0
     again = stored.find(workdir)
     assert again.step == 2 and again.meta["init"] == first["init"]
+    capsys.readouterr()
+    assert floors(workdir, tmp_path / "2.json") == {"untrained", "pixels", "majority"}
+    assert f"began with: init_from = '{copy}'" in capsys.readouterr().err
     assert run(workdir, "--config.init_from=elsewhere") == 5
     assert "init_from: " in capsys.readouterr().err
 

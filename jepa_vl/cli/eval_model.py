@@ -80,8 +80,8 @@ class ModelSession(Session):
 
         return fingerprint(self.request.model, OPTION)
 
-    def _learnt(self, step: int) -> bool:
-        return True  # of which step it is, files do not tell
+    def _networks(self, step: int) -> list[Any]:
+        return [self.untrained]  # what it began with, files do not tell
 
     @functools.cached_property
     def untrained(self) -> Any:

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -178,20 +179,47 @@ class Session:
         wanted = self.request.floor
         if wanted == "none" or (wanted == "cheap" and read_by(task) != LABELLED):
             return []
-        floors = [self.untrained, self.pixels] if self._learnt(step) else [self.pixels]
+        floors = [*self._networks(step), self.pixels]
         return [floor for floor in floors if floor.serves(task)]
 
-    def _learnt(self, step: int) -> bool:
-        """Is a checkpoint other than the network that training began with?"""
-        return step > 0
+    def _networks(self, step: int) -> list[Any]:
+        """The state that training began with, and random weights where these were given to it."""
+        begun = [self.start] if step > 0 and self.start is not None else []
+        return [*begun, self.untrained] if self.trained.init_from else begun
 
     @functools.cached_property
-    def untrained(self) -> Any:
-        """The state that training began with."""
+    def start(self) -> Any:
+        """The state that training began with: untrained, but of a run with ``init_from``.
+
+        None where the files that this run began from are no longer there.
+        """
         from jepa_vl.training import checkpoint
         from jepa_vl.training.checksum import tree_hash
 
-        state = checkpoint.load(self.request.workdir.resolve(), 0)[1]
+        try:
+            state = checkpoint.load(self.request.workdir.resolve(), 0)[1]
+        except ConfigError as error:
+            if error.key != "init_from":
+                raise
+            print(f"without the network that training began with: {error}", file=sys.stderr)
+            return None
+        name = "start" if self.trained.init_from else "untrained"
+        return self._subject(name, state, tree_hash(state))
+
+    @functools.cached_property
+    def untrained(self) -> Any:
+        """Random weights of the run's own seed, where it was given others to begin with."""
+        import jax
+
+        from jepa_vl import sharding
+        from jepa_vl.schema import MeshConfig
+        from jepa_vl.training import state as train_state
+        from jepa_vl.training.checksum import tree_hash
+
+        config = dataclasses.replace(self.trained, init_from="")
+        mesh = sharding.make_mesh(MeshConfig(), jax.local_devices()[:1])
+        spec = train_state.batch_spec(config)
+        state = train_state.create(config, self.objective, spec, mesh)
         return self._subject("untrained", state, tree_hash(state))
 
     @functools.cached_property

@@ -64,7 +64,7 @@ def of(config: Config, rows: Sequence[Row], result: Row, proof: Sequence[Row]) -
     if metrics.last(rows, "knn/target") is not None:
         images = (result.get("best") or {}).get("images") or config.eval.val_images
         untrained, pixels = (metrics.first(rows, f"knn/{name}") for name in ("target", "pixels"))
-        out.append(_above(rows, images, "the same network untrained", untrained))
+        out.append(_above(rows, images, "the same network before its first step", untrained))
         out.append(_above(rows, images, "raw pixels", pixels))
     if metrics.last(rows, "text_gain") is not None:
         out.append(_reads(config, rows))

@@ -208,7 +208,7 @@ def _results(written: Written) -> Section:
     measured = [row["step"] for row in written.rows if row.get("knn/target") is not None]
     rows: list[list[Any]] = [
         [f"target encoder, step {measured[-1]}", written.last("knn/target")],
-        ["the same network, untrained", written.first("knn/target")],
+        ["the same network before its first step", written.first("knn/target")],
         ["raw pixels, 16 x 16, centred", floor],
     ]
     classes = written.result.get("knn", {}).get("classes")

@@ -24,7 +24,7 @@ FACTS = {
 }
 NUMBERS = {
     "knn": "kNN accuracy, target encoder",
-    "untrained": "kNN accuracy, the same network untrained",
+    "untrained": "kNN accuracy, the same network before its first step",
     "pixels": "kNN accuracy, raw pixels",
     "best_knn": "kNN accuracy, best checkpoint",
     "best_step": "step of the best checkpoint",
