@@ -151,6 +151,19 @@ def test_a_step_is_measured_beside_others_in_turns(tmp_path):
     assert ratios["of_rounds"]["all"] == pytest.approx([a / b for a, b in rounds])
 
 
+@pytest.mark.slow
+def test_a_start_is_timed_without_and_with_compilations_kept(tmp_path):
+    words = ["--", "--config.train.steps=2", "--config.data.workers=0"]
+    options = {"config": ROOT / "tests/configs_tiny.py", "repeats": 1}
+    found = run("start.py", tmp_path / "out.json", options, words)
+    assert {"question", "machine", "settings", "arms", "cold_over_warm"} == found.keys()
+    for arm in ("cold", "warm"):
+        told = found["arms"][arm]
+        assert 0 < told["to_step_0_s"]["min"] <= told["to_step_1_s"]["min"]
+    cold, warm = (found["arms"][arm]["to_step_1_s"]["min"] for arm in ("cold", "warm"))
+    assert found["cold_over_warm"]["of_minima"] == pytest.approx(cold / warm)
+
+
 def test_an_arm_that_cannot_be_built_ends_the_measurement(tmp_path):
     with pytest.raises(subprocess.CalledProcessError):
         run("step.py", tmp_path / "out.json", {"size": "tiny"}, ["--arm=ours train.steps=0"])
