@@ -83,7 +83,7 @@ def ours(config: Any) -> Callable[[], Any]:
 
 def twin(config: Any, options: dict[str, str]) -> Callable[[], Any]:
     """A function that does the same step in torch."""
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
     from stepping import make_batch
     from torch_ijepa import Twin
 
