@@ -209,17 +209,10 @@ class Session:
     @functools.cached_property
     def untrained(self) -> Any:
         """Random weights of the run's own seed, where it was given others to begin with."""
-        import jax
-
-        from jepa_vl import sharding
-        from jepa_vl.schema import MeshConfig
         from jepa_vl.training import state as train_state
         from jepa_vl.training.checksum import tree_hash
 
-        config = dataclasses.replace(self.trained, init_from="")
-        mesh = sharding.make_mesh(MeshConfig(), jax.local_devices()[:1])
-        spec = train_state.batch_spec(config)
-        state = train_state.create(config, self.objective, spec, mesh)
+        state = train_state.untrained(self.trained, self.objective)
         return self._subject("untrained", state, tree_hash(state))
 
     @functools.cached_property

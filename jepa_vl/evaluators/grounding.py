@@ -184,6 +184,4 @@ def _interval(values: Array, scene: Array) -> tuple[float, float]:
     """Of a mean over words, where images are drawn again with all their words."""
     sums = np.stack([np.bincount(scene, values), np.bincount(scene)])
     total, count = intervals.resampled(sums).T
-    tail = (1 - intervals.LEVEL) / 2
-    low, high = np.quantile(total / count, [tail, 1 - tail])
-    return float(low), float(high)
+    return intervals.ends(total / count)

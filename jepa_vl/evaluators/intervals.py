@@ -36,6 +36,11 @@ def resampled(values: Array) -> Array:
 
 def intervals(values: Array) -> list[tuple[float, float]]:
     """Low and high end of the mean of each row: values [S, m] -> S pairs."""
+    return [ends(drawn) for drawn in resampled(values).T]
+
+
+def ends(drawn: Array) -> tuple[float, float]:
+    """Low and high end, between which :data:`LEVEL` of the resampled numbers [RESAMPLES] lie."""
     tail = (1 - LEVEL) / 2
-    low, high = np.quantile(resampled(values), [tail, 1 - tail], axis=0)
-    return list(zip(low.tolist(), high.tolist(), strict=True))
+    low, high = np.quantile(drawn, [tail, 1 - tail])
+    return float(low), float(high)

@@ -3,7 +3,7 @@
 import numpy as np
 
 from jepa_vl.data.segments import IGNORED
-from jepa_vl.evaluators.intervals import LEVEL, resampled
+from jepa_vl.evaluators.intervals import ends, resampled
 from jepa_vl.shapes import Array
 
 
@@ -50,6 +50,4 @@ def interval(each: Array) -> tuple[float, float]:
     drawn = resampled(np.concatenate([right, union]))
     right, union = drawn[:, :classes], drawn[:, classes:]
     share = np.where(union > 0, right / np.where(union > 0, union, 1.0), np.nan)
-    tail = (1 - LEVEL) / 2
-    low, high = np.quantile(np.nanmean(share, axis=1), [tail, 1 - tail])
-    return float(low), float(high)
+    return ends(np.nanmean(share, axis=1))

@@ -17,11 +17,10 @@ from jepa_vl.evaluators import intervals
 from jepa_vl.evaluators.base import NETWORK, Measured, Measures, register
 from jepa_vl.evaluators.network import Network
 from jepa_vl.models import intake
-from jepa_vl.models.layers import layer_norm
+from jepa_vl.models.layers import TARGET_EPS, layer_norm
 from jepa_vl.shapes import Array, PyTree
 
 KEY = "eval.reference"
-TARGET_EPS = 1e-5  # of the LayerNorm of a JEPA's targets
 STRENGTHS = tuple(10.0**power for power in range(-8, 3))
 CHOOSING = 5  # each fifth training image chooses the strength
 
@@ -131,17 +130,17 @@ class Reference(Measures):
         """uint8 [b, H, W, 3] -> what is to be foretold, float32 [b, T, R]."""
         side = self.grid * self.source.shape.patch
         module = intake.build(self.source, side)
-        params = intake.load(self.source, module)
+        weights = jax.device_put(intake.load(self.source, module))
 
         @jax.jit
-        def look(images: Array) -> Array:
+        def look(params: PyTree, images: Array) -> Array:
             size = (len(images), side, side, 3)
             if images.shape != size:
                 images = jax.image.resize(images.astype(np.float32), size, "cubic")
                 images = jax.numpy.clip(jax.numpy.round(images), 0, 255).astype(np.uint8)
             return layer_norm(module.apply({"params": params}, images), TARGET_EPS)
 
-        return look
+        return functools.partial(look, weights)
 
     def _read(self, params: PyTree, part: int) -> Iterator[tuple[Array, Array]]:
         """Batches of a part: features [b, T, D], and the reference's [b, T, R]."""
@@ -166,12 +165,11 @@ class Reference(Measures):
         each = np.concatenate(parts, axis=1)
         loss, floor = each.mean(axis=1).tolist()
         drawn = intervals.resampled(each)
-        tail = (1 - intervals.LEVEL) / 2
-        rows = drawn[:, 0], 1 - drawn[:, 0] / drawn[:, 1]
-        ends = [tuple(np.quantile(row, [tail, 1 - tail]).tolist()) for row in rows]
         scores = {"loss": loss, "r2": 1 - loss / floor, "l2": l2}
         baselines = {"mean": {"loss": floor, "r2": 0.0}}
-        return Measured(scores, {}, dict(zip(("loss", "r2"), ends, strict=True)), baselines)
+        of_draws = {"loss": drawn[:, 0], "r2": 1 - drawn[:, 0] / drawn[:, 1]}
+        ci = {name: intervals.ends(values) for name, values in of_draws.items()}
+        return Measured(scores, {}, ci, baselines)
 
     def _moments(self, params: PyTree) -> list[Moments]:
         """Of the training images that are fitted first, and of those that choose."""

@@ -17,6 +17,7 @@ from jepa_vl.shapes import Array
 from jepa_vl.sharding import constrain, whole
 
 EPS = 1e-6  # of every affine LayerNorm that we train (torch's default would be 1e-5)
+TARGET_EPS = 1e-5  # of the parameter-free LayerNorm of targets; torch's functional default
 INIT_STD = 0.02
 NORMAL = nn.initializers.normal(INIT_STD)
 

@@ -10,10 +10,8 @@ import jax.numpy as jnp
 from jepa_vl import tree
 from jepa_vl.config import Config
 from jepa_vl.models import vit
-from jepa_vl.models.layers import INIT_STD, gather, layer_norm
+from jepa_vl.models.layers import INIT_STD, TARGET_EPS, gather, layer_norm
 from jepa_vl.shapes import Array, PyTree
-
-TARGET_EPS = 1e-5  # of the parameter-free LayerNorm of targets; torch's functional default
 
 Batch = dict[str, Array]
 REGISTRY: dict[str, Callable[[Config], "Objective"]] = {}

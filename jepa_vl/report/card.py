@@ -58,13 +58,14 @@ def newest(workdir: Path) -> tuple[list[Section], list[str]]:
         try:
             page = json.loads(path.read_text())
             rank = int(page["step"]), page["branch"] == "target", page["layers"] == 1
-            found.append((rank, path.name, measured(page, "Card: ")))
+            by_images(of_encoder(page)), table(of_encoder(page))  # what is no card fails here
+            found.append((rank, path.name, page))
         except (OSError, ValueError, KeyError, TypeError):  # of another tool, or half written
             continue
     if not found:
         return [], []
     found.sort(key=lambda one: one[:2], reverse=True)
-    return found[0][2], [name for _, name, _ in found]
+    return measured(found[0][2], "Card: "), [name for _, name, _ in found]
 
 
 def _protocols(page: dict[str, Any]) -> Section:

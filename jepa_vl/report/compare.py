@@ -61,9 +61,10 @@ def build(folders: list[Path], say: Callable[[str], None]) -> str:
     facts = [run_files.summary("RUN", folder) for folder in folders]
     shown = [fact | {key: _minute(fact[key]) for key in ("began", "written")} for fact in facts]
     names = run_files.names(folders)
+    written = [_read(folder) for folder in folders]
     rows = {
-        name: metrics.read_rows(folder / "metrics.jsonl")
-        for name, folder in zip(names, folders, strict=True)
+        name: metrics.read_rows(folder / "metrics.jsonl") if one is None else one.rows
+        for name, folder, one in zip(names, folders, written, strict=True)
     }
     differing = run_files.differences([run_files.settings(folder) for folder in folders])
     if not differing:
@@ -71,7 +72,7 @@ def build(folders: list[Path], say: Callable[[str], None]) -> str:
     sections = [
         Section("Runs", table=_table("fact", names, _known(FACTS, shown))),
         Section("Numbers", READ, table=_table("number", names, _known(NUMBERS, facts))),
-        *_proofs(names, folders),
+        *_proofs(names, folders, written),
         _differences(names, differing),
         curves.section(rows),
     ]
@@ -91,12 +92,24 @@ def _known(labels: dict[str, str], facts: list[dict[str, Any]]) -> dict[str, lis
     return {label: row for label, row in rows.items() if any(value is not None for value in row)}
 
 
-def _proofs(names: list[str], folders: list[Path]) -> list[Section]:
-    """The verdicts on each claim; a run of a configuration that has no meaning now has none."""
+def _read(folder: Path) -> collect.Written | None:
+    """None: the run's configuration has no meaning now."""
+    try:
+        return collect.read(folder)
+    except ConfigError:
+        return None
+
+
+def _proofs(
+    names: list[str], folders: list[Path], written: list[collect.Written | None]
+) -> list[Section]:
+    """The verdicts on each claim; a run that was not read has none."""
     verdicts: dict[str, list[str]] = {}
-    for column, folder in enumerate(folders):
+    for column, (folder, one) in enumerate(zip(folders, written, strict=True)):
+        if one is None:
+            continue
         with contextlib.suppress(ConfigError):
-            for check in collect.proved(collect.read(folder), folder):
+            for check in collect.proved(one, folder):
                 verdicts.setdefault(check.claim, [""] * len(folders))[column] = check.verdict
     table = ("claim", *names), [[claim, *row] for claim, row in verdicts.items()]
     text = "What each run shows of itself; its own page has the numbers and the rules."

@@ -84,13 +84,7 @@ class Compiled:
             return None
         step = max(self.bounds.values())
         hours = step * self.steps / 3600
-        return {
-            "step_seconds": step,
-            "mfu": sum(self.analytic.values()) / (self.devices * self.peak * step),
-            "images_per_second": self.images / step,
-            "hours": hours,
-            "chip_hours": hours * self.devices,
-        }
+        return self._rates(step) | {"hours": hours, "chip_hours": hours * self.devices}
 
     @property
     def estimate(self) -> dict[str, float] | None:
@@ -101,8 +95,11 @@ class Compiled:
         if not self.cycles or not self.clock or not self.bounds:
             return None
         step = self.cycles / self.clock + self.bounds["network"]
+        return {"cycles": self.cycles} | self._rates(step)
+
+    def _rates(self, step: float) -> dict[str, float]:
+        """What a step of so many seconds comes to."""
         return {
-            "cycles": self.cycles,
             "step_seconds": step,
             "mfu": sum(self.analytic.values()) / (self.devices * self.peak * step),
             "images_per_second": self.images / step,

@@ -16,6 +16,7 @@ from jepa_vl.data.masking import plan_masks
 from jepa_vl.models.intake import start
 from jepa_vl.objectives import Objective
 from jepa_vl.objectives.base import Batch
+from jepa_vl.schema import MeshConfig
 from jepa_vl.shapes import Array, PyTree
 from jepa_vl.training import mup, spikes
 
@@ -102,6 +103,17 @@ def shapes(config: Config, objective: Objective, batch: Batch) -> TrainState:
 def abstract(config: Config, objective: Objective, batch: Batch, mesh: Mesh) -> TrainState:
     """As :func:`shapes`, with the shardings on a mesh."""
     return sharding.placed_spec(shapes(config, objective, batch), mesh)
+
+
+def untrained(config: Config, objective: Objective) -> TrainState:
+    """The state of step 0 with random weights, whatever ``init_from`` gave; on one device.
+
+    Raises:
+      ConfigError: a pretrained tower is absent.
+    """
+    config = dataclasses.replace(config, init_from="")
+    mesh = sharding.make_mesh(MeshConfig(), jax.local_devices()[:1])
+    return create(config, objective, batch_spec(config), mesh)
 
 
 def create(

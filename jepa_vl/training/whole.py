@@ -8,11 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jepa_vl import objectives, sharding, tree
+from jepa_vl import objectives, tree
 from jepa_vl.config import Config, ConfigError, defaults, resolve, to_dict
 from jepa_vl.models.intake.source import Source
 from jepa_vl.objectives.captions import CaptionTower
-from jepa_vl.schema import MeshConfig
 from jepa_vl.shapes import Array, PyTree
 from jepa_vl.training import state
 
@@ -75,9 +74,7 @@ def untrained(model: Model) -> Model:
     Raises:
       ConfigError: a pretrained tower is absent.
     """
-    config = dataclasses.replace(model.config, init_from="")
-    mesh = sharding.make_mesh(MeshConfig(), jax.local_devices()[:1])
-    first = state.create(config, objectives.build(config), state.batch_spec(config), mesh)
+    first = state.untrained(model.config, objectives.build(model.config))
     return Model(model.config, *jax.device_get((first.params, first.target)))
 
 
