@@ -58,7 +58,8 @@ def newest(workdir: Path) -> tuple[list[Section], list[str]]:
         try:
             page = json.loads(path.read_text())
             rank = int(page["step"]), page["branch"] == "target", page["layers"] == 1
-            by_images(of_encoder(page)), table(of_encoder(page))  # what is no card fails here
+            by_images(of_encoder(page))  # what is no card fails here
+            table(of_encoder(page))
             found.append((rank, path.name, page))
         except (OSError, ValueError, KeyError, TypeError):  # of another tool, or half written
             continue
