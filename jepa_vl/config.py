@@ -188,7 +188,7 @@ RESUMABLE = (
     "text.path", "frozen.", "data.workers", "data.prefetch", "data.threads", "data.max_bad_share",
     "mesh.", "checkpoint.", "log.", "health.", "eval.", "train.compile_cache",
     "train.max_bad_steps", "train.max_rewinds", "train.spike_z", "train.watchdog_minutes",
-    "train.remat", "train.scan_layers",
+    "train.remat", "train.scan_layers", "text.packed",
 )  # fmt: skip
 
 

@@ -36,7 +36,7 @@ AT_LEAST_1 = (
     "eval.decoder_steps", "eval.decoder_batch", "eval.decoder_layers", "eval.beam",
 )  # fmt: skip
 NOT_NEGATIVE = (
-    "data.workers", "text.depth", "checkpoint.keep_every",
+    "data.workers", "text.depth", "text.packed", "checkpoint.keep_every",
     "eval.crops", "eval.probe_steps", "eval.probe_batch", "eval.shots",
     "checkpoint.keep_best", "checkpoint.every_minutes", "checkpoint.patience_minutes",
     "train.spike_z", "train.max_rewinds", "train.watchdog_minutes",

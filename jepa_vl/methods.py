@@ -84,6 +84,12 @@ def check_text(c: Config) -> None:
     fixed = text.kind in ("hashed", "cached") and text_frozen(c.objective, text.kind)
     if fixed and text.frozen != fixed:
         raise ConfigError("text.frozen", text.frozen, f"kind {text.kind!r} allows {fixed!r} alone")
+    most = text.captions * text.words
+    if text.packed and text.kind in ("hashed", "cached"):
+        raise ConfigError("text.packed", text.packed, f"0 with kind {text.kind!r}")
+    if text.packed and not text.words <= text.packed <= most:
+        rule = f"0, or from text.words ({text.words}) to text.captions x text.words ({most})"
+        raise ConfigError("text.packed", text.packed, rule)
 
 
 def check_mup(c: Config) -> None:

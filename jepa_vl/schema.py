@@ -134,6 +134,11 @@ class TextConfig:
     )
     captions: int = key(4, "N, captions drawn an image and step, without replacement")
     words: int = key(16, "S, tokens a caption; longer ones are cut")
+    packed: int = key(
+        0,
+        "t5, bert, gte: words of an image that are computed in one row, without the padding of its "
+        "captions; a batch in which one has more is computed padded; 0: always padded",
+    )
     dropout: float = key(
         0.0, "tcjepa: share of images whose captions the predictor does not read at a step"
     )

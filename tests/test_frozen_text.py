@@ -88,6 +88,14 @@ def test_frozen_weights_are_sharded_by_the_same_table(tower, computed):
     np.testing.assert_allclose(bench.losses(3), computed, rtol=2e-4)
 
 
+def test_captions_read_without_their_padding_train_the_same(tower, computed):
+    """On a mesh, all of which must agree on the branch: at 28 words all fit, at 14 few."""
+    for room in (28, 14):
+        keys = {"text.packed": room, "mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2}
+        bench = Bench(config_of(tower, **keys), 8)
+        np.testing.assert_allclose(bench.losses(3), computed, rtol=2e-4)
+
+
 def test_a_tower_that_is_trained_starts_from_its_files_and_moves(tower, computed):
     bench = Bench(config_of(tower, **{"text.frozen": "no"}))
     assert bench.frozen == {}

@@ -8,7 +8,7 @@ from flax import linen as nn
 
 from jepa_vl.models.layers import NORMAL, LayerNorm, Mlp
 from jepa_vl.models.stack import Plan, run_blocks
-from jepa_vl.models.text_layers import PostNormBlock
+from jepa_vl.models.text_layers import PostNormBlock, places
 from jepa_vl.models.weights import Rule, dense, norm, require
 from jepa_vl.shapes import Array, check_shape
 
@@ -64,7 +64,7 @@ class BertEncoder(nn.Module):
 
         Args:
           word_ids: int32 [B, N, S], S at most the table of positions.
-          word_mask: bool [B, N, S], False for padding.
+          word_mask: bool [B, N, S], False for padding; or int32, see ``TextAttention``.
 
         Returns:
           [B, N, S, E] float32, the last hidden state.
@@ -76,11 +76,12 @@ class BertEncoder(nn.Module):
         position = self.param("word_position", NORMAL, (c.positions, c.width))
         kind = self.param("word_type", NORMAL, (c.types, c.width))
         x = embedding[word_ids.reshape(b * n, s)].astype(jnp.float32)
-        x = x + position[:s].astype(jnp.float32) + kind[0].astype(jnp.float32)
+        valid = word_mask.reshape(b * n, s)
+        x = x + position[places(valid)].astype(jnp.float32) + kind[0].astype(jnp.float32)
         x = LayerNorm(c.eps, name="norm")(x)
         mlp = functools.partial(Mlp, c.hidden, self.dtype)
         make = functools.partial(PostNormBlock, c.heads, c.eps, mlp, self.dtype)
-        x = run_blocks(self, make, c.depth, x, word_mask.reshape(b * n, s), how=self.how)
+        x = run_blocks(self, make, c.depth, x, valid, how=self.how)
         return x.reshape(b, n, s, c.width)
 
 

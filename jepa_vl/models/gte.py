@@ -89,7 +89,7 @@ class GteEncoder(nn.Module):
 
         Args:
           word_ids: int32 [B, N, S].
-          word_mask: bool [B, N, S], False for padding.
+          word_mask: bool [B, N, S], False for padding; or int32, see ``TextAttention``.
 
         Returns:
           [B, N, S, E] float32, the last hidden state.

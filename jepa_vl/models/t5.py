@@ -106,7 +106,7 @@ class T5Encoder(nn.Module):
 
         Args:
           word_ids: int32 [B, N, S].
-          word_mask: bool [B, N, S], False for padding.
+          word_mask: bool [B, N, S], False for padding; or int32, see :class:`TextAttention`.
 
         Returns:
           [B, N, S, E] float32, after the final norm.

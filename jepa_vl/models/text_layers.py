@@ -43,6 +43,33 @@ def rotate(x: Array, angles: Array) -> Array:
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 
 
+def seen(valid: Array) -> Array:
+    """Which words each word sees.
+
+    Args:
+      valid: bool [B, S], False for padding; or int32 [B, S], the number of a word's caption.
+
+    Returns:
+      bool [B, 1 or S, S].
+    """
+    if valid.dtype == jnp.bool_:
+        return valid[:, None, :]
+    return valid[:, :, None] == valid[:, None, :]
+
+
+def places(valid: Array) -> Array:
+    """Position of each word in its own caption: int32 [B, S], or [S] where a row is a caption.
+
+    Args:
+      valid: see :func:`seen`; words of one caption stand side by side.
+    """
+    place = jnp.arange(valid.shape[1])
+    if valid.dtype == jnp.bool_:
+        return place
+    begins = jnp.diff(valid, axis=1, prepend=-1) != 0
+    return place - jax.lax.cummax(jnp.where(begins, place, 0), axis=1)
+
+
 class TextAttention(nn.Module):
     """Self-attention over the words of a caption; softmax in float32.
 
@@ -66,7 +93,8 @@ class TextAttention(nn.Module):
 
         Args:
           x: [B, S, E].
-          valid: bool [B, S]; padded words get no attention.
+          valid: bool [B, S]; padded words get no attention. Or int32 [B, S], where a row holds
+            several captions: the number of each word's, which sees the words of that alone.
           bias: optional float32 [heads, S, S], added to the logits.
           angles: optional float32 [S, head_width / 2], turns queries and keys.
 
@@ -87,7 +115,7 @@ class TextAttention(nn.Module):
         if bias is not None:
             logits = logits + bias
         # Finite: a caption that is all padding must not become NaN.
-        logits = jnp.where(valid[:, None, None, :], logits, -1e9)
+        logits = jnp.where(seen(valid)[:, None], logits, -1e9)
         weights = jax.nn.softmax(logits, axis=-1).astype(self.dtype)
         y = jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(*x.shape[:-1], inner)
         return Dense(x.shape[-1], self.use_bias, self.dtype, name="out")(y)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jepa_vl.config import Config, reads_text
-from jepa_vl.models import stack, text
+from jepa_vl.models import packing, stack, text
 from jepa_vl.models.conditioner import Words
 from jepa_vl.objectives.base import Batch, rescale_init
 from jepa_vl.schema import RANDOM
@@ -82,8 +82,15 @@ class CaptionTower:
           batch: see ``data.pipeline``.
         """
         weights = (params if self.trained else frozen).get("text", {})
+
+        def tower(*inputs: Array) -> Array:
+            return self.module.apply({"params": weights}, *inputs)  # pyright: ignore[reportReturnType]
+
         with jax.named_scope("text"):
-            states = self.module.apply({"params": weights}, *self._inputs(batch))
+            if self.config.packed:
+                states = packing.embed(tower, *self._inputs(batch), self.config.packed)
+            else:
+                states = tower(*self._inputs(batch))
         return Words(states, batch["word_mask"], batch["caption_mask"])
 
     def one_text(self, params: PyTree, frozen: PyTree, batch: Batch) -> tuple[Array, Array]:

@@ -97,7 +97,9 @@ def matmuls(program: Any, times: int = 1) -> Counter[str]:
         if name == "dot_general":
             found[str(equation.source_info.name_stack)] += times * _product(equation)
         inner = times * params["length"] if name == "scan" else times
-        for part in _programs(params):
+        # Of a choice the first: the other branch is for what does not fit.
+        chosen = {"branches": params["branches"][:1]} if name == "cond" else params
+        for part in _programs(chosen):
             below = matmuls(part, inner)
             if name == "while" and below:
                 raise ValueError("a matrix product in a loop of unknown length")
