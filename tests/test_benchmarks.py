@@ -168,3 +168,48 @@ def test_an_arm_that_cannot_be_built_ends_the_measurement(tmp_path):
     with pytest.raises(subprocess.CalledProcessError):
         run("step.py", tmp_path / "out.json", {"size": "tiny"}, ["--arm=ours train.steps=0"])
     assert not (tmp_path / "out.json").exists()
+
+
+@pytest.mark.slow
+def test_evaluators_are_timed_beside_the_features_they_read(tmp_path):
+    few = {"eval.train_images": 32, "eval.val_images": 32}
+    words = [f"--set={key}={value}" for key, value in few.items()]
+    options = {"config": ROOT / "tests/configs_tiny.py", "tasks": "knn,fewshot", "repeats": 2}
+    found = run("evaluators.py", tmp_path / "out.json", options, words)
+    assert found["images"] == {"train": 32, "held_out": 32}
+    assert found["arms"].keys() == {"forward", "features", "knn", "fewshot"}
+    features = found["arms"]["features"]
+    for arm in found["arms"].values():
+        assert arm["images_per_second"] == pytest.approx(64 / arm["s"]["median"])
+        share = arm["s"]["min"] / features["s"]["min"]
+        assert arm["of_features"]["of_minima"] == pytest.approx(share) and share > 0
+
+
+@pytest.mark.slow
+def test_captions_cost_by_cache_and_tower_what_their_words_say(tmp_path):
+    small = {"size": "tiny", "captions": 4, "words": 32, "mean-words": 6, "packed": 48}
+    small |= {"batch": 4, "images": 16, "repeats": 2}
+    found = run("text_cost.py", tmp_path / "out.json", small)
+    assert found["arms"].keys() == {"cache", "padded", "packed"}
+    # 128 places against 48; attention over a whole row costs some of it.
+    assert 1.5 < found["flops"]["padded"] / found["flops"]["packed"] < 128 / 48
+    stored = found["bytes"]
+    assert stored["batch_float32"] == 2 * stored["batch_bfloat16"] == 4 * 128 * 32
+    assert stored["cached_bfloat16"] < stored["batch_bfloat16"] / 3
+    for chip in found["break_even_mb_per_second"].values():
+        assert chip["packed"] / chip["padded"] == pytest.approx(
+            found["flops"]["padded"] / found["flops"]["packed"]
+        )
+
+
+@pytest.mark.slow
+def test_steps_and_memory_of_a_long_run_are_told_by_tenths(tmp_path):
+    words = ["--", "--config.data.workers=0"]
+    options = {"config": ROOT / "tests/configs_tiny.py", "steps": 20}
+    found = run("steady.py", tmp_path / "out.json", options, words)
+    assert [row["to_step"] for row in found["tenths"]] == list(range(4, 21, 2))
+    second, *_, last = found["tenths"]
+    assert found["last_over_second"]["ms"] == pytest.approx(last["ms"] / second["ms"])
+    assert second["ms"] > 0
+    if sys.platform == "linux":
+        assert last["rss_mib"] > 100 and found["mib_per_1000_steps"] is not None
