@@ -40,14 +40,14 @@ NOT_NEGATIVE = (
     "eval.crops", "eval.probe_steps", "eval.probe_batch", "eval.shots",
     "checkpoint.keep_best", "checkpoint.every_minutes", "checkpoint.patience_minutes",
     "train.spike_z", "train.max_rewinds", "train.watchdog_minutes",
-    "mup.base_width", "mup.base_predictor_width", "mup.base_text_width",
+    "mup.base_width", "mup.base_predictor_width", "mup.base_text_width", "conditioner.mlp_ratio",
     "loss.sparse", "loss.consistency", "loss.contrast",
     "crossmodal.text_to_image", "crossmodal.image_to_text",
     "optim.start_lr", "optim.final_lr", "optim.weight_decay", "optim.final_weight_decay",
     "anticollapse.variance", "anticollapse.covariance", "anticollapse.rank", "anticollapse.sigreg",
 )  # fmt: skip
 POSITIVE = (
-    "optim.lr", "optim.eps", "optim.schedule_scale", "conditioner.mlp_ratio", "eval.temperature",
+    "optim.lr", "optim.eps", "optim.schedule_scale", "eval.temperature",
     "health.rewind_lr",
 )  # fmt: skip
 AT_MOST: dict[str, float] = {
@@ -146,8 +146,8 @@ def check_limits(c: Config) -> None:
             rule = f"at most {TABLE // grid**2} with {grid} x {grid} patches"
             raise ConfigError(f"{name}.width", width, rule)
     hidden = c.predictor.width * c.conditioner.mlp_ratio
-    if hidden < 1:
-        rule = f"at least 1 / predictor.width = {1 / c.predictor.width:.3g}"
+    if 0 < hidden < 1:
+        rule = f"0, or at least 1 / predictor.width = {1 / c.predictor.width:.3g}"
         raise ConfigError("conditioner.mlp_ratio", c.conditioner.mlp_ratio, rule)
     if not 1 <= c.train.steps * c.optim.schedule_scale <= INT32:
         rule = f"with train.steps = {c.train.steps} schedules must be 1 to {INT32} steps long"

@@ -110,7 +110,7 @@ def check_mup(c: Config) -> None:
     if m.base_text_width and c.text.kind != "hashed":
         rule = f"0 with text.kind {c.text.kind!r}, whose files say how wide it is"
         raise ConfigError("mup.base_text_width", m.base_text_width, rule)
-    if m.base_predictor_width and m.base_predictor_width * c.conditioner.mlp_ratio < 1:
+    if m.base_predictor_width and 0 < m.base_predictor_width * c.conditioner.mlp_ratio < 1:
         rule = f"at least 1 / conditioner.mlp_ratio = {1 / c.conditioner.mlp_ratio:g}"
         raise ConfigError("mup.base_predictor_width", m.base_predictor_width, rule)
 

@@ -191,7 +191,9 @@ class ConditionerConfig:
     layers: str = key("all", "layers that read: all, or one, the middle one")
     fusion: str = key("max", "of what is read in several captions: max, mean or attention")
     pool: str = key("before_mlp", "captions are fused before_mlp or, dearer, after_mlp")
-    mlp_ratio: float = key(4.0, "hidden over outer width of the conditioner's MLP")
+    mlp_ratio: float = key(
+        4.0, "hidden over outer width of the conditioner's MLP; 0: none, a LayerNorm alone"
+    )
     scale_logits: bool = key(False, "divide the attention logits by sqrt(P); the paper does not")
 
 

@@ -127,7 +127,7 @@ TRAIN = ("train", "--config", TINY, "--workdir")
         ("--config.optim.b2=1", ("optim.b2 = 1.0", "0 <= value < 1")),
         ("--config.optim.eps=0", ("optim.eps", "above 0")),
         ("--config.eval.temperature=0", ("eval.temperature", "above 0")),
-        ("--config.conditioner.mlp_ratio=0", ("conditioner.mlp_ratio", "above 0")),
+        ("--config.conditioner.mlp_ratio=-1", ("conditioner.mlp_ratio", "at least 0")),
         ("--config.optim.warmup_steps=9999", ("below train.steps", "--config.optim.warmup_steps=")),
         ("--config.text.words=0", ("text.words = 0", "at least 1")),
         ("--config.eval.batch_size=-1", ("eval.batch_size = -1", "at least 1")),

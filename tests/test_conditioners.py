@@ -211,6 +211,27 @@ def test_captions_are_fused_before_or_after_the_mlp(fusion, pool):
         np.testing.assert_allclose(y[b], expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("pool", ["before_mlp", "after_mlp"])
+def test_without_an_mlp_a_layernorm_follows_what_was_read(pool):
+    """The same numbers as with an MLP that says 0, and no parameters for it."""
+    x, rows = tokens().reshape(B, M * T, P), WORDS
+    bare, full = (WordAttention(mlp_ratio=ratio, pool=pool) for ratio in (0.0, 2.0))
+    params = randomised(jax.eval_shape(full.init, jax.random.key(0), x, rows))["params"]
+    silent = params | {"mlp": jax.tree.map(np.zeros_like, params["mlp"])}
+    without = {name: leaf for name, leaf in params.items() if name != "mlp"}
+    assert bare.init(jax.random.key(0), x, rows)["params"].keys() == without.keys()
+    found = bare.apply({"params": without}, x, rows)
+    expected = full.apply({"params": silent}, x, rows)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_what_reads_by_its_mlp_needs_one():
+    keys = {"conditioner.mlp_ratio": 0.0, "conditioner.scale_logits": False}
+    with pytest.raises(ConfigError, match=r"conditioner\.mlp_ratio = 0\.0: above 0 with kind"):
+        objectives.build(tiny(**{"conditioner.kind": "feature", **keys}))
+
+
 def test_after_the_mlp_an_image_without_captions_still_reads_nothing():
     x = tokens().reshape(B, M * T, P)
     module = WordAttention(mlp_ratio=2.0, pool="after_mlp")

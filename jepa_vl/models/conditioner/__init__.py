@@ -27,6 +27,9 @@ def check(config: ConditionerConfig) -> None:
     one_of("conditioner.fusion", config.fusion, FUSIONS)
     if config.kind == "none":
         return
+    if CONDITIONERS[config.kind].needs_mlp and not config.mlp_ratio:
+        rule = f"above 0 with kind {config.kind!r}, which reads captions by its MLP"
+        raise ConfigError("conditioner.mlp_ratio", config.mlp_ratio, rule)
     usual, reads = ConditionerConfig(), CONDITIONERS[config.kind].settings
     for name in ("layers", "fusion", "pool", "scale_logits"):
         value, default = getattr(config, name), getattr(usual, name)

@@ -58,7 +58,7 @@ class Conditioner(nn.Module):
     A kind is a module of this folder with a subclass under :func:`register`; nothing else knows it.
 
     Attributes:
-      mlp_ratio: hidden over outer width of the kind's MLP.
+      mlp_ratio: hidden over outer width of the kind's MLP; 0: none, where it can do without.
       scale_logits: divide attention logits by sqrt(P).
       fusion: of captions, a name of ``fusion.FUSIONS``.
       pool: fuse captions before_mlp or after_mlp.
@@ -69,6 +69,7 @@ class Conditioner(nn.Module):
       at_input: one conditioner at the predictor's input instead of one in each layer.
       reads: ``read`` uses every token, and gives a :class:`Reading`.
       word_level: the reading tells words apart.
+      needs_mlp: ``mlp_ratio`` cannot be 0.
     """
 
     mlp_ratio: float = 4.0
@@ -83,6 +84,7 @@ class Conditioner(nn.Module):
     at_input: ClassVar[bool] = False
     reads: ClassVar[bool] = False
     word_level: ClassVar[bool] = False
+    needs_mlp: ClassVar[bool] = False
 
     def prepare(
         self, x: Array, valid: Array | None, words: Words | None

@@ -15,6 +15,7 @@ class Feature(Conditioner):
 
     settings = ("fusion",)
     at_input = True
+    needs_mlp = True
 
     @nn.compact
     def prepare(

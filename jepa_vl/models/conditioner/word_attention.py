@@ -37,7 +37,7 @@ class WordAttention(Conditioner):
     """Each token attends to the words of each caption, then captions are fused (Eq. 2 to 4).
 
     One head, no bias, no output projection; q is the plain output of the block; an MLP with
-    residual and a LayerNorm follow.
+    residual and a LayerNorm follow. With ``mlp_ratio`` 0, which is ours, the LayerNorm alone.
     """
 
     settings = ("layers", "fusion", "pool", "scale_logits")
@@ -75,12 +75,16 @@ class WordAttention(Conditioner):
         attention = attention * mask[:, None]
         read = jnp.einsum("brns,bnsp->brnp", attention.astype(self.dtype), v).astype(jnp.float32)
 
-        mlp = Mlp(int(width * self.mlp_ratio), self.dtype, name="mlp")
         norm = LayerNorm(name="norm")
-        x = POOLS[self.pool](
-            lambda y: norm(y + mlp(y).astype(jnp.float32)),
-            FUSIONS[self.fusion](), x, read, words.caption_mask,
-        )  # fmt: skip
+
+        def finish(y: Array) -> Array:
+            if self.mlp_ratio:
+                mlp = Mlp(int(width * self.mlp_ratio), self.dtype, name="mlp")
+                y = y + mlp(y).astype(jnp.float32)
+            return norm(y)
+
+        fuse = FUSIONS[self.fusion]()
+        x = POOLS[self.pool](finish, fuse, x, read, words.caption_mask)
         keys, queries = k.astype(jnp.float32), q.astype(jnp.float32)
         overlap = REGULARISERS[self.similarity].similarity(logits, queries, keys, mask)
         entropy = normalised_entropy(attention, jnp.sum(mask, axis=-1)[:, None])
