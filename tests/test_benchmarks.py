@@ -213,3 +213,22 @@ def test_steps_and_memory_of_a_long_run_are_told_by_tenths(tmp_path):
     assert second["ms"] > 0
     if sys.platform == "linux":
         assert last["rss_mib"] > 100 and found["mib_per_1000_steps"] is not None
+
+
+def test_the_table_of_levers_tells_each_that_was_compiled_beside_what_it_changes(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    levers = importlib.import_module("levers")
+    one = {"milliseconds": 30.0, "bytes_moved": 6e9, "temporaries": 2**30, "scopes": {}}
+    few = one | {"milliseconds": 9.0}
+    own = {"block, MLP: backward": {"milliseconds": 6.0, "gigabytes": 1.0}}
+    cases = {
+        "as it is | predictor": one | {"scopes": own},
+        "8 images at a time (x 4) | predictor": few,
+    }
+    rows = levers.table({"cases": cases}).splitlines()
+    assert "| as it is | predictor | 10.00 | +0% | 2.00 | 1.00 |" in rows
+    assert "| 8 images at a time (x 4) | predictor | 12.00 | +20% | 8.00 | 1.00 |" in rows
+    assert "| block, MLP | predictor | 0.00, 0.00, 2.00 |" in rows
+    assert levers.scope("jit(f)/transpose(jvp(P))/rematted_computation/Layer/block/attn/q/dot") == (
+        "block, attention: recomputed"
+    )

@@ -38,7 +38,7 @@ HloModule step, is_scheduled=true
   %stack = bf16[12,8,128]{2,1,0:T(8,128)(2,1)} get-tuple-element(%q), index=1
   %weights = bf16[128,256]{1,0:T(8,128)(2,1)} get-tuple-element(%q), index=2
   %layer = bf16[8,128]{1,0:T(8,128)(2,1)S(1)} fusion(%stack, %j), kind=kLoop, calls=%fused_computation
-  %product = bf16[8,256]{1,0:T(8,128)(2,1)S(1)} fusion(%layer, %weights), kind=kOutput, calls=%fused_product, backend_config={"window_config":{"estimated_cycles":"50"}}
+  %product = bf16[8,256]{1,0:T(8,128)(2,1)S(1)} fusion(%layer, %weights), kind=kOutput, calls=%fused_product, backend_config={"window_config":{"estimated_cycles":"50"}}, metadata={op_name="jit(step)/mlp"}
   %gathered = bf16[16,256]{1,0:T(8,128)(2,1)S(1)} all-gather(%product), channel_id=3, replica_groups=mesh['a'=2,'b'=4] {'b'}, dimensions={0}
   %again = bf16[16,256]{1,0:T(8,128)(2,1)S(1)} all-gather(%product), channel_id=3, replica_groups=mesh['a'=2,'b'=4] {'b'}, dimensions={0}
   ROOT %next = (s32[]{:T(128)}, bf16[12,8,128]{2,1,0}, bf16[128,256]{1,0}) tuple(%j, %stack, %weights)
@@ -69,6 +69,12 @@ def test_a_loop_counts_as_often_as_it_runs(program):
 def test_the_cycles_of_a_loop_count_as_often_as_it_runs(program):
     assert program.cycles() == 12 * 50 + 7
     assert hlo.Program(TEXT.replace("estimated_cycles", "other")).cycles() == 0
+
+
+def test_costs_are_told_by_the_name_that_tracing_gave(program):
+    # The layer and the product stay on the chip, the weights are read in each round.
+    assert program.costs["jit(step)/mlp"] == (12 * 50, 12 * 128 * 256 * 2)
+    assert program.costs[""][0] == 7
 
 
 def test_collectives_are_counted_once_a_channel_with_the_bytes_of_their_results(program):

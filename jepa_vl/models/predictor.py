@@ -94,7 +94,8 @@ class Predictor(nn.Module):
             readings += [found] if kind.reads else []
         if not readings:
             return x, None
-        return x, jax.tree.map(lambda *parts: jnp.concatenate(parts), *readings)
+        stacked: Reading = jax.tree.map(lambda *parts: jnp.concatenate(parts), *readings)
+        return x, apart(stacked, x.shape[1])
 
     def _run(
         self, places: list[int], readers: list[Conditioner], x: Array, valid: Array | None,
@@ -107,7 +108,7 @@ class Predictor(nn.Module):
             for i in places:
                 block = make(name=f"block_{i}")
                 x, reading = run_layer(block, readers[i], x, valid, words, tail)
-                found.append(reading)
+                found.append(kept(reading, self.dtype))
             return x, jax.tree.map(lambda *parts: jnp.stack(parts), *found)
         own: Any = self.variables["params"]
         params = [
@@ -119,7 +120,8 @@ class Predictor(nn.Module):
         )
 
         def run(params: PyTree, x: Array) -> tuple[Array, Reading | None]:
-            return layer.apply({"params": params}, x, valid, words, tail)  # pyright: ignore[reportReturnType]
+            done: Any = layer.apply({"params": params}, x, valid, words, tail)
+            return done[0], kept(done[1], self.dtype)
 
         return fold(run, params, x, self.how, self.dtype)
 
@@ -144,3 +146,23 @@ def run_layer(
     modulation = jax.tree.map(lambda s: jnp.repeat(s, m, axis=0), reader.modulate(words, width))
     x = block(x.reshape(b * m, t, width), key_valid, t - tail if tail else 0, modulation)
     return reader.read(x.reshape(b, m, -1, width), valid, words)
+
+
+def kept(reading: Reading | None, dtype: Any) -> Reading | None:
+    """A layer's reading as a stack of layers holds it: similarity [B, M T, N, S] in ``dtype``.
+
+    It is the largest thing that outlives its layer. Copies and tokens on one axis are how the
+    layer computes it, and fill the rows of a TPU's memory better.
+    """
+    if reading is None:
+        return None
+    o = reading.similarity
+    joined = o.reshape(o.shape[0], -1, *o.shape[3:]).astype(dtype)
+    return reading._replace(similarity=joined)
+
+
+def apart(reading: Reading, copies: int) -> Reading:
+    """Of all layers, as :class:`Predictor` gives it: similarity [L, B, M, T, N, S] float32."""
+    o = reading.similarity
+    shape = (*o.shape[:2], copies, -1, *o.shape[3:])
+    return reading._replace(similarity=o.astype(jnp.float32).reshape(shape))

@@ -41,6 +41,11 @@ def row_mean(x: Array, valid: Array) -> Array:
     return jnp.sum(x * weight, axis=-1) / jnp.maximum(jnp.sum(weight, axis=-1), 1.0)
 
 
+def joined(o: Array) -> Array:
+    """[L, B, M, T, ...] -> [L, B, M T, ...], as layers compute a reading: no pass over memory."""
+    return o.reshape(*o.shape[:2], -1, *o.shape[4:])
+
+
 def sparsity_terms(
     reading: Reading,
     caption_mask: Array,
@@ -66,13 +71,14 @@ def sparsity_terms(
     Returns:
       Two scalars. Images without captions contribute 0 and count in the mean.
     """
-    o = reading.similarity
+    o = joined(reading.similarity)
+    token_valid = None if token_valid is None else token_valid.reshape(token_valid.shape[0], -1)
     deviation = fast.absolute(o - jnp.mean(o, axis=0, keepdims=True))
     captions = caption_mask.astype(o.dtype)
     share = captions / jnp.maximum(jnp.sum(captions, axis=-1, keepdims=True), 1.0)
 
     def average(x: Array) -> Array:
-        per_token = jnp.einsum("lbmtns,bn->bmt", x, share) / x.shape[0]
+        per_token = jnp.einsum("lbrns,bn->br", x, share) / x.shape[0]
         return masked_mean(per_token, token_valid)
 
     return average(REGULARISERS[regulariser].density(o)), average(deviation)

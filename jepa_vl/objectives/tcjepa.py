@@ -150,7 +150,8 @@ def reading_metrics(reading: Reading, batch: Batch) -> dict[str, Array]:
     """Is the text read? Share of (layer, token, caption) with O = 0; entropy of the attention."""
     k = batch["ctx_idx"].shape[-1]
     caption = batch["caption_mask"][None, :, None, None, :]
-    dead = jnp.all(reading.similarity == 0, axis=-1).astype(jnp.float32)
+    o = reading.similarity
+    dead = jnp.all(losses.joined(o) == 0, axis=-1).astype(jnp.float32).reshape(o.shape[:-1])
     context, target = dead[:, :, :, :k], dead[:, :, :, k:]
     return {
         "dead_share": losses.masked_mean(dead, caption),

@@ -130,12 +130,7 @@ class Program:
 
     def cycles(self) -> int:
         """The TPU compiler's own estimate of all operations but communication; 0: it gave none."""
-        return sum(
-            times * int(found[1])
-            for name, times in self.runs.items()
-            for operation in self.computations[name]
-            if (found := re.search(r'"estimated_cycles":"(\d+)"', operation.rest))
-        )
+        return sum(cycles for cycles, _ in self.costs.values())
 
     def _product(self, computation: str, operation: Operation) -> int:
         left, right = (self.buffers[computation][o][0].shape for o in operation.operands[:2])
@@ -171,14 +166,23 @@ class Program:
 
     def bytes_moved(self) -> int:
         """To and from main memory, as the operations stand; what stays on the chip is free."""
-        total = 0
+        return sum(moved for _, moved in self.costs.values())
+
+    @cached_property
+    def costs(self) -> dict[str, tuple[int, int]]:
+        """Cycles and bytes moved by the name that tracing gave an operation; empty: it has none."""
+        costs: dict[str, tuple[int, int]] = {}
         fused = self._fused()
         for name, times in self.runs.items():
-            if name in fused:
-                continue
             for operation in self.computations[name]:
-                total += times * self._moved(name, operation)
-        return total
+                traced = re.search(r'op_name="([^"]*)"', operation.rest)
+                told = re.search(r'"estimated_cycles":"(\d+)"', operation.rest)
+                key = traced[1] if traced else ""
+                cycles, moved = costs.get(key, (0, 0))
+                cycles += times * int(told[1]) if told else 0
+                moved += 0 if name in fused else times * self._moved(name, operation)
+                costs[key] = cycles, moved
+        return costs
 
     def _fused(self) -> set[str]:
         """Computations inside an operation: their buffers never exist."""
