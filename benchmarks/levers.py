@@ -86,6 +86,18 @@ def gelu_apart() -> AbstractContextManager[Any]:
     return mock.patch.object(fast, "gelu", lambda x: jax.lax.optimization_barrier(gelu(x)))
 
 
+SECTION = """
+## What levers give
+
+Parts of TC-JEPA L/16 at 32 images a chip (a global batch of 2048 on 64), forward and backward, by
+the compiler's static count of cycles on v5e; jax {jax}, libtpu {libtpu}. **An estimate for
+comparing; nothing of it ran.** A part has a few layers in a loop; losses and what surrounds the
+loop are shared among them. L/16 has 12 layers of predictor and 24 of encoder.
+
+    python benchmarks/levers.py --out benchmarks/results/pod_levers.json
+"""
+
+
 class Lever(NamedTuple):
     """A change of the parts it touches: settings, or code that stands in for ours."""
 
@@ -219,6 +231,11 @@ def compiled(lever: Lever, part: str, where: topology.Topology) -> dict[str, Any
     sizes = done.memory_analysis()
     seconds = time.monotonic() - began
     return record(done.as_text(), sizes.temp_size_in_bytes, seconds, where)
+
+
+def section(found: dict[str, Any]) -> str:
+    """Of the report on pods: the table, and what it says."""
+    return SECTION.format(**found["versions"]) + "\n" + table(found)
 
 
 def table(found: dict[str, Any]) -> str:

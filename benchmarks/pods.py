@@ -24,6 +24,7 @@ from jepa_vl.training import flops
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = ROOT / "configs" / "tcjepa_in1k.py"
+LEVERS = ROOT / "benchmarks" / "results" / "pod_levers.json"
 GIB = 2**30
 ROOM = 0.15  # of a device's memory that a case is to leave
 AGREES = 0.05  # share of the model's FLOPs by which the compiled step may differ
@@ -180,7 +181,10 @@ def main() -> None:
     versions = {name: metadata.version(name) for name in ("jax", "libtpu")}
     found = {"versions": versions, "cases": {}, "extra_flops": {}, **found}
     if args.report:
-        args.report.write_text(table(found))
+        import levers  # which imports this
+
+        told = json.loads(LEVERS.read_text()) if LEVERS.exists() else {}
+        args.report.write_text(table(found) + (levers.section(told) if told else ""))
         return
     with tempfile.TemporaryDirectory() as folder:
         texts = text_folders(Path(folder))
