@@ -57,6 +57,7 @@ def start(args: argparse.Namespace, folder: Path) -> measure.Sample:
     workdir = folder / "run"
     shutil.rmtree(workdir, ignore_errors=True)
     environment = os.environ | {"JEPA_VL_CACHE": str(folder / "cache")}
+    environment.pop("JAX_COMPILATION_CACHE_DIR", None)  # it would be warm for both arms
     began, busy = time.monotonic(), measure.busy_seconds()
     found: measure.Sample = {}
     with subprocess.Popen(

@@ -11,9 +11,10 @@ Command:    python launch/soak.py --config configs/quickstart.py --workdir runs/
 Hardware:   what the configuration takes, and twice its time; a laptop for the line above.
 Exit code:  0 the same, 1 not, or nothing shown, 5 bad input.
 
-A soak counts if a kill met a run that had saved: a start, its compilation and a checkpoint must fit
-in --longest, and --minutes hold several of these. When the time is over nothing is killed any more.
-An equal --seed gives the same pauses.
+A soak counts if a kill met a run that had saved: every other kill, the first one too, waits for a
+checkpoint newer than that of the kill before, however long start and compilation take; --minutes
+must hold several of these. When the time is over nothing is killed any more. An equal --seed gives
+the same pauses.
 """
 
 import argparse
@@ -61,18 +62,19 @@ def saved(workdir: Path) -> int:
     return max([int(name) for name in names if name.isdecimal()], default=0)
 
 
-def await_checkpoint(process: subprocess.Popen, workdir: Path, longest: float) -> None:
-    """Returns when there is a newer checkpoint, the process has ended, or after so many seconds."""
-    before, until = saved(workdir), time.monotonic() + longest
-    while saved(workdir) <= before and process.poll() is None and time.monotonic() < until:
+def await_checkpoint(
+    process: subprocess.Popen, workdir: Path, before: int, over: Callable[[], bool]
+) -> None:
+    """Returns when there is a newer checkpoint, the process has ended, or the time is over."""
+    while saved(workdir) <= before and process.poll() is None and not over():
         time.sleep(0.05)
 
 
 def soak(args: argparse.Namespace, words: Sequence[str]) -> tuple[int, list[int]]:
     """Runs to the end through kills; the exit code, and the newest checkpoint at each kill.
 
-    Every other kill, the first one too, waits for a new checkpoint, though no longer than the
-    longest pause: so there is something to lose.
+    Every other kill, the first one too, waits for a new checkpoint, by no clock: so there is
+    something to lose wherever a start takes longer than a pause.
     """
     log, began = Path(args.workdir, "killed.log"), time.monotonic()
     pauses, kills = random.Random(args.seed), list[int]()
@@ -104,15 +106,15 @@ def _kill(
     while not over():
         pause = pauses.uniform(args.shortest, args.longest)
         if len(kills) % 2 == 0:
-            await_checkpoint(process, workdir, args.longest)
+            await_checkpoint(process, workdir, kills[-1] if kills else 0, over)
             pause = pauses.uniform(0.0, min(1.0, args.shortest))
         try:
             return process.wait(pause)
         except subprocess.TimeoutExpired:
             victims = children(process.pid)
         if victims and not over():
-            os.kill(pauses.choice(victims), signal.SIGKILL)
             kills.append(saved(workdir))
+            os.kill(pauses.choice(victims), signal.SIGKILL)
             print(f"kill {len(kills)} after {pause:.1f} s, saved: {kills[-1]}", flush=True)
     return None
 
@@ -225,8 +227,8 @@ def judge(args: argparse.Namespace, kills: Sequence[int]) -> bool:
     print(f"{len(kills)} kills, {counted} of a run that had saved: {steps} steps saw the same "
           f"samples{same}")  # fmt: skip
     if not counted or len(kills) < args.kills:
-        print("soak.py: error: too few kills met a run that had saved; raise --longest, --minutes "
-              "or train.steps")  # fmt: skip
+        print("soak.py: error: too few kills met a run that had saved; raise --minutes or "
+              "train.steps")  # fmt: skip
         return False
     return True
 

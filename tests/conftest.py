@@ -1,7 +1,9 @@
 """Eight CPU devices for every test, set before jax is imported."""
 
 import os
+import shutil
 import sys
+import tempfile
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +16,19 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
+# What one test has compiled the next ones read, and the processes that they start: most of what
+# tests did was to compile the same steps again. A folder that is already named stays as it is.
+OWN_CACHE = "JAX_COMPILATION_CACHE_DIR" not in os.environ
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+if OWN_CACHE:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jepa_vl_tests_")
+
+
+def pytest_unconfigure():
+    """The process that made the folder of compilations takes it away."""
+    if OWN_CACHE:
+        shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 
 def _quickly_compiled():
@@ -37,12 +52,9 @@ def quick_module():
 
 
 @pytest.fixture(scope="session")
-def compilations(tmp_path_factory):
-    """A persistent compilation cache, as ``train.compile_cache`` names it."""
-    import jax
-
-    yield str(tmp_path_factory.mktemp("compilations"))
-    jax.config.update("jax_compilation_cache_dir", None)
+def compilations():
+    """The folder of compilations, as ``train.compile_cache`` names it."""
+    return os.environ["JAX_COMPILATION_CACHE_DIR"]
 
 
 @pytest.fixture

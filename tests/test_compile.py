@@ -9,7 +9,6 @@ import jax
 import pytest
 
 from jepa_vl import objectives
-from jepa_vl.cli import compile as verb
 from jepa_vl.cli.main import main
 from jepa_vl.config import ConfigError
 from jepa_vl.training import aot, flops, topology
@@ -206,8 +205,9 @@ def test_a_search_prints_the_best_that_fit_and_the_flags_for_the_first(
     text = capsys.readouterr().out
     assert code == 0 and "mesh = 4: does not divide" in text
     assert "the first: --config.train.batch_size=16 --config.train.remat=dots" in text
-    ranking = text[text.index("images/s, bound") :].splitlines()[1:4]
-    assert [row.split()[:2] for row in ranking] == [["16", "dots"]] * 3
+    ranking = text[text.index("images/s, bound") :].splitlines()[1:]
+    rows = [row.split()[:2] for row in ranking if row.split()[:1] in (["8"], ["16"])]
+    assert rows == [["16", "dots"]] * 3 and sum(one.get("fits", False) for one in found) > 3
     assert {(one["batch_size"], one["remat"]) for one in found} == {
         (b, r) for b in (8, 16) for r in ("none", "dots", "full")
     }
@@ -234,7 +234,3 @@ def test_a_search_ranks_by_the_estimate_where_there_is_one(monkeypatch, tmp_path
 def test_recomputation_is_not_counted_as_the_models_work():
     plain, again = (flops.count(tiny(**{"train.remat": name})) for name in ("none", "full"))
     assert plain == again
-
-
-def test_the_verb_shows_no_more_than_it_promises():
-    assert verb.SHOWN == 3 and verb.DOES_NOT_FIT == 1

@@ -3,7 +3,6 @@
 import json
 import os
 
-import jax
 import numpy as np
 import pytest
 
@@ -21,8 +20,6 @@ STEPS, BAD = 6, 20
 @pytest.fixture(autouse=True)
 def quick(tmp_path, monkeypatch, quick_compilation):
     monkeypatch.setenv("JEPA_VL_CACHE", str(tmp_path / "cache"))
-    yield
-    jax.config.update("jax_compilation_cache_dir", None)
 
 
 def train(tmp_path, *words: str) -> int:
@@ -33,7 +30,6 @@ def train(tmp_path, *words: str) -> int:
         "log.diagnostics_every": 100,
         "eval.every": 100,
         "checkpoint.every": 100,
-        "train.compile_cache": tmp_path / "xla",  # the second run has nothing to compile
     }
     shared = [f"--config.{key}={value}" for key, value in settings.items()]
     workdir = ["--workdir", str(tmp_path / "run")]

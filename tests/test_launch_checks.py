@@ -127,7 +127,10 @@ def test_a_plan_has_the_devices_and_hosts_of_its_slices(topology, slices, expect
 # launch/soak.py
 
 
-SUPERVISOR = "for _ in {1..99}; do sleep 0.5 && exit 0; echo x >> deaths; done"
+SUPERVISOR = """for _ in {1..99}; do
+mkdir -p killed/checkpoints/$(($(ls killed/checkpoints | wc -l) + 1))
+sleep 0.5 && exit 0; echo x >> deaths
+done"""
 
 
 def soaked(tmp_path, monkeypatch, *more):
@@ -197,11 +200,14 @@ def test_a_soak_tells_one_bit_of_difference(tmp_path, quick_compilation):
 
 @pytest.mark.slow
 def test_a_run_that_is_killed_for_a_while_ends_with_the_bits_of_an_unbroken_one(tmp_path):
-    words = ["--config", "tests/configs_tiny.py", "--workdir", str(tmp_path), "--minutes", "2"]
-    words += ["--shortest", "2", "--longest", "60"]
-    words += ["--config.train.steps=200", "--config.checkpoint.every=5", "--config.data.workers=1"]
+    words = ["--config", "tests/configs_tiny.py", "--workdir", str(tmp_path), "--kills", "3"]
+    words += ["--shortest", "0.1", "--longest", "2"]  # a start takes longer
+    words += ["--config.train.steps=60", "--config.checkpoint.every=5", "--config.data.workers=1"]
     done = subprocess.run(
         [sys.executable, LAUNCH / "soak.py", *words], cwd=ROOT, text=True, capture_output=True,
         env=environment(tmp_path, JAX_PLATFORMS="cpu", XLA_FLAGS=""), timeout=900,
     )  # fmt: skip
     assert done.returncode == 0 and "the same bits as without" in done.stdout, done.stdout
+    # Of three kills the first and the last waited for a checkpoint of their own.
+    saved = [int(line.split()[-1]) for line in done.stdout.splitlines() if line.startswith("kill ")]
+    assert len(saved) == 3 and 0 < saved[0] <= saved[1] < saved[2] < 60
