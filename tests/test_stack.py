@@ -3,10 +3,13 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jepa_vl import objectives, tree
+from jepa_vl.models import predictor
+from jepa_vl.models.conditioner import Reading
 from jepa_vl.models.stack import POLICIES
 from jepa_vl.training import state as train_state
 from jepa_vl.training.step import gradients
@@ -99,3 +102,16 @@ def test_a_loop_holds_one_layer_and_a_policy_marks_what_is_kept():
     assert " scan[" in looped and len(looped) < 0.75 * len(plain)
     for name in POLICIES:
         assert "remat" in traced(changed(config, False, name))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_what_a_stack_of_layers_holds_of_a_reading_comes_out_in_its_place(dtype):
+    rng = np.random.default_rng(3)
+    layers = rng.uniform(0.1, 1.0, (2, 2, 2, 5, 3, 4)).astype(np.float32)
+    nothing = jnp.zeros(2)
+    held = [predictor.kept(Reading(jnp.asarray(o), nothing, nothing), dtype) for o in layers]
+    assert held[0].similarity.shape == (2, 10, 3, 4) and held[0].similarity.dtype == dtype
+    out = predictor.apart(jax.tree.map(lambda *parts: jnp.stack(parts), *held), 2)
+    assert out.similarity.dtype == jnp.float32
+    relative = 0.0 if dtype == jnp.float32 else 2.0**-8  # half a step of its 8 digits
+    np.testing.assert_allclose(out.similarity, layers, rtol=relative)
