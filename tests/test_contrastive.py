@@ -128,7 +128,7 @@ def test_padding_and_missing_captions_change_nothing():
 
 def test_every_parameter_learns_but_the_scalars_do_not_decay():
     from jepa_vl import tree
-    from jepa_vl.training.step import NO_DECAY
+    from jepa_vl.training.update import NO_DECAY
 
     objective, params, batch = case("siglip")
     grads = jax.jit(jax.grad(lambda p: loss(objective, p, batch)[0]))(params)

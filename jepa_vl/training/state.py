@@ -18,7 +18,7 @@ from jepa_vl.objectives import Objective
 from jepa_vl.objectives.base import Batch
 from jepa_vl.schema import MeshConfig
 from jepa_vl.shapes import Array, PyTree
-from jepa_vl.training import mup, spikes
+from jepa_vl.training import memory, mup, spikes
 
 
 @jax.tree_util.register_dataclass
@@ -45,11 +45,6 @@ class TrainState:
     spikes: Array
     bad_in_a_row: Array
     recent: Array
-
-
-def adam(config: Config) -> optax.GradientTransformation:
-    """Adam's direction; learning rate and decoupled decay are applied by the step."""
-    return optax.scale_by_adam(config.optim.b1, config.optim.b2, config.optim.eps)
 
 
 def batch_spec(config: Config) -> Batch:
@@ -86,7 +81,7 @@ def _init(config: Config, objective: Objective, batch: Batch) -> TrainState:
         step=zero,
         params=params,
         target=target,
-        opt_state=adam(config).init(params),
+        opt_state=optax.scale_by_adam().init(params),  # moments; see training.update
         bad_steps=zero,
         spikes=zero,
         bad_in_a_row=zero,
@@ -140,7 +135,8 @@ def create(
         return _init(config, objective, zeros)
 
     with jax.set_mesh(mesh):
-        state = jax.jit(init, out_shardings=shardings)()
+        state = jax.block_until_ready(jax.jit(init, out_shardings=shardings)())
+    memory.give_back()
     dtypes = {str(x.dtype) for x in jax.tree.leaves((state.params, state.target))}
     if dtypes != {"float32"}:
         raise TypeError(f"parameters and target are float32, got {sorted(dtypes)}")

@@ -7,17 +7,14 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from jepa_vl import sharding, tree
+from jepa_vl import sharding
 from jepa_vl.config import Config
 from jepa_vl.objectives import Objective
 from jepa_vl.objectives.base import Batch
 from jepa_vl.shapes import Array, PyTree
 from jepa_vl.training import mup, schedules, spikes
-from jepa_vl.training.state import TrainState, adam, batch_spec
-
-# I-JEPA's rule: no decay on biases and 1-D tensors. Its mask token is 3-D there, hence decayed. And
-# none on learned positions, as usual.
-NO_DECAY = r"((^|/)(bias|scale|patch_bias)|^(encoder|image)/position)$"
+from jepa_vl.training.state import TrainState, batch_spec
+from jepa_vl.training.update import update
 
 COUNTS = ("bad_steps", "spikes", "bad_in_a_row")
 
@@ -74,12 +71,11 @@ def make_step(
     A step whose loss or gradients are not finite, or whose loss is a spike (``train.spike_z``),
     leaves params, target and moments as they were; the step number goes on.
     """
-    adamw = adam(config)
     rates = mup.rates(config, like.params, batch_spec(config))
 
     def step(state: TrainState, frozen: PyTree, batch: Batch) -> tuple[TrainState, Metrics]:
         now = schedules.at(config, state.step)
-        lr = now.lr * lr_scale
+        now = now._replace(lr=now.lr * lr_scale)
         grads, metrics = gradients(config, objective, state, frozen, batch)
         norm, loss = optax.tree.norm(grads), metrics["loss"]
         finite = jnp.isfinite(norm) & jnp.isfinite(loss)
@@ -87,19 +83,7 @@ def make_step(
         spike = finite & (z > (config.train.spike_z or jnp.inf))
         good = finite & ~spike
 
-        direction, opt_state = adamw.update(grads, state.opt_state)
-        decayed = tree.mask(state.params, f"^(?!.*{NO_DECAY})")
-        direction = jax.tree.map(lambda u, r: u if r == 1 else r * u, direction, rates)
-        params = jax.tree.map(
-            lambda p, u, d: p - lr * (u + (now.weight_decay * p if d else 0.0)),
-            state.params, direction, decayed,
-        )  # fmt: skip
-        target = jax.tree.map(
-            lambda t, p: now.momentum * t + (1.0 - now.momentum) * p,
-            state.target, objective.target_of(params),
-        )  # fmt: skip
-        old = (state.params, state.target, state.opt_state)
-        new = jax.tree.map(lambda a, b: jnp.where(good, a, b), (params, target, opt_state), old)
+        new = update(config, objective, state, grads, good, now, rates)
         state = TrainState(
             step=state.step + 1,
             params=new[0],
@@ -110,7 +94,7 @@ def make_step(
             bad_in_a_row=jnp.where(good, 0, state.bad_in_a_row + 1),
             recent=spikes.remember(loss, state.recent),
         )
-        metrics |= {"grad_norm": norm, "lr": lr, "weight_decay": now.weight_decay}
+        metrics |= {"grad_norm": norm, "lr": now.lr, "weight_decay": now.weight_decay}
         metrics |= {"ema_momentum": now.momentum, "ramp": now.ramp, "loss_z": z}
         metrics |= {name: getattr(state, name) for name in COUNTS}
         return state, metrics
