@@ -232,3 +232,12 @@ def test_the_table_of_levers_tells_each_that_was_compiled_beside_what_it_changes
     assert levers.scope("jit(f)/transpose(jvp(P))/rematted_computation/Layer/block/attn/q/dot") == (
         "block, attention: recomputed"
     )
+
+
+@pytest.mark.slow
+def test_the_time_of_a_step_is_told_by_kind(tmp_path):
+    found = run("profile_step.py", tmp_path / "out.json", {"size": "tiny", "steps": 1})
+    kinds = found["kinds"]
+    assert {"products of the MLP", "GELU", "update of the state"} < kinds.keys()
+    assert sum(row["share"] for row in kinds.values()) == pytest.approx(1)
+    assert all(row["ms"] > 0 and row["runs"] >= 1 for row in kinds.values())

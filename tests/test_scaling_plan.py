@@ -206,7 +206,7 @@ def test_memory_and_hours_of_a_topology_count(tmp_path, monkeypatch, capsys):
     )
     monkeypatch.setattr(aot, "compile_step", lambda config, where, devices: found)
     words = ["scaling", "plan", "--study", write(tmp_path), "--json", str(tmp_path / "p.json")]
-    assert main([*words, "--topology", "cpu-4"]) == 0
+    assert main([*words, "--topology", "cpu-4"]) == 1
     assert "refused: does not fit: 2.00 GiB of 1.00 a device" in capsys.readouterr().out
     (point,) = json.loads((tmp_path / "p.json").read_text())["points"]
     assert point["chip_hours_bound"] == pytest.approx(9.0 * 4 * point["steps"] / 3600)
@@ -214,7 +214,7 @@ def test_memory_and_hours_of_a_topology_count(tmp_path, monkeypatch, capsys):
     assert main([*words, "--topology", "cpu-4"]) == 0
     assert "chip-hours on cpu-4" in capsys.readouterr().out
     far = write(tmp_path, optimum_size=1e9)
-    assert main(["scaling", "plan", "--study", far]) == 0
+    assert main(["scaling", "plan", "--study", far]) == 1
     assert "refused: no size within a factor of 4 of 1e+09 parameters" in capsys.readouterr().out
     assert main([*words, "--topology", "v9-4"]) == 5
 

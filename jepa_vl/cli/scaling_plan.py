@@ -14,6 +14,9 @@ from jepa_vl.scaling import ledger, study
 def run(args: argparse.Namespace, overrides: Sequence[configs.Override]) -> int:
     """Prints the plan and stores it. Trains nothing.
 
+    Returns:
+      0, or 1 if all points are refused.
+
     Raises:
       ConfigError: a bad study, configuration or topology, or a folder that cannot be written.
     """
@@ -27,7 +30,7 @@ def run(args: argparse.Namespace, overrides: Sequence[configs.Override]) -> int:
     if out is not None:
         outputs.write(out / scaling_points.FILE, plan)
     outputs.write(page, plan)
-    return 0
+    return int(all(point["refused"] for point in plan["points"]))
 
 
 def told(plan: Mapping[str, Any]) -> list[str]:
