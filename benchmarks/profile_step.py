@@ -60,9 +60,7 @@ def events(folder: str) -> list[dict[str, Any]]:
 def profile(stepper: Stepper, steps: int) -> dict[str, dict[str, float]]:
     """Milliseconds, share and number of operations of a step by kind, most of it first."""
     stepper.step()
-    with jax.set_mesh(stepper.mesh):
-        program = stepper._step.lower(stepper.state, {}, stepper._batch).compile()
-    names = traced_names(program.as_text())
+    names = traced_names(stepper.program().as_text())
     stepper.step()
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):

@@ -11,8 +11,9 @@ otherwise; all see the same random images, and random masks of the sizes that pr
 
 "ms": wall clock of a step. "cpu_seconds": of the arm's process, a step. "others": cores that other processes used
 meanwhile; under load torch loses more than XLA does, so that only rows below 0.05, or the ratio of minima, count.
-"rss_mib": the largest resident memory so far, of a process that finds its compilations kept. "ratios": time and
-memory of each arm over the first; "flops": model FLOPs over those of the first arm of ours.
+"rss_mib": the largest resident memory so far, of a process that finds its compilations kept; "temporaries_mib": what
+the compiler sets aside for a step beside the state. "ratios": time and memory of each arm over the first; "flops":
+model FLOPs over those of the first arm of ours.
 """  # noqa: E501
 
 import argparse
@@ -71,14 +72,14 @@ def make_config(size: str, batch: int, options: dict[str, str], folder: Path) ->
     return configs.change(resolve(c), pairs)
 
 
-def ours(config: Any) -> Callable[[], Any]:
-    """A function that does one step of the configuration."""
+def ours(config: Any) -> Any:
+    """Steps of the configuration."""
     from stepping import Stepper
 
     from jepa_vl.training import compile_cache
 
     compile_cache.enable("")
-    return Stepper(config).step
+    return Stepper(config)
 
 
 def twin(config: Any, options: dict[str, str]) -> Callable[[], Any]:
@@ -115,12 +116,16 @@ def work(args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         of_ours = {} if library == "torch" else options
         config = make_config(args.size, args.batch, of_ours, Path(folder))
-        step = twin(config, options) if library == "torch" else ours(config)
+        of_jax = None if library == "torch" else ours(config)
+        step = twin(config, options) if of_jax is None else of_jax.step
         began = time.perf_counter()
         step()
         first = time.perf_counter() - began
         step()
         said = {"flops": flops.count(config).total, "first_step_s": first}
+        if args.compiles and of_jax is not None:  # beside the measured process: it takes memory
+            sizes = of_jax.program().memory_analysis()
+            said["temporaries_mib"] = sizes.temp_size_in_bytes / 2**20
         print(json.dumps(said), flush=True)
         for line in sys.stdin:
             print(json.dumps(timed(step, int(line))), flush=True)
@@ -143,10 +148,10 @@ def timed(step: Callable[[], Any], steps: int) -> dict[str, float | None]:
 class Arm:
     """A process that measures one arm, when it is asked to."""
 
-    def __init__(self, arm: str, args: argparse.Namespace):
+    def __init__(self, arm: str, args: argparse.Namespace, *more: str):
         """Starts it and waits until it is warm."""
         command = [sys.executable, __file__, "--worker", f"--size={args.size}"]
-        command += [f"--batch={args.batch}", f"--arm={arm}"]
+        command += [f"--batch={args.batch}", f"--arm={arm}", *more]
         pipe = subprocess.PIPE
         self.process: Any = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
         self.steps = args.steps
@@ -201,15 +206,21 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2, help="of an arm's turn")
     parser.add_argument("--out", default="", help="JSON file; empty: printed")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--compiles", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     args.arm = args.arm or ["torch", "ours"]
     if args.worker:
         return work(args)
+    temporaries = {}
     for arm in args.arm:
-        if arm.startswith("ours"):  # compiles, and is told apart by it no longer
-            Arm(arm, args).close()
+        if arm.startswith("ours"):  # so that all find their compilations kept
+            first = Arm(arm, args, "--compiles")
+            temporaries[arm] = first.said["temporaries_mib"]
+            first.close()
     arms = {arm: Arm(arm, args) for arm in args.arm}
     rows = report(measure.interleave(arms, args.repeats), arms)
+    for arm, row in rows.items():
+        row["temporaries_mib"] = temporaries.get(arm)
     for arm in arms.values():
         arm.close()
     for name, row in rows.items():

@@ -40,6 +40,11 @@ class Stepper:
         self._step = make_step(config, objective, self.mesh, like)
         self._batch = to_device(make_batch(config), self.mesh)
 
+    def program(self) -> Any:
+        """The compiled step, for what the compiler says of it."""
+        with jax.set_mesh(self.mesh):
+            return self._step.lower(self.state, {}, self._batch).compile()
+
     def step(self) -> None:
         """One step, waited for."""
         with jax.set_mesh(self.mesh):

@@ -144,6 +144,7 @@ def test_a_step_is_measured_beside_others_in_turns(tmp_path):
         for key in ("ms", "cpu_seconds", "rss_mib", "others", "load"):
             assert arm[key].keys() == SPREAD and len(arm[key]["all"]) == 2
         assert arm["ms"]["min"] > 0 and arm["first_step_s"] > 0
+        assert arm["temporaries_mib"] > 0.1
     assert plain["ratios"]["of_minima"] == plain["ratios"]["rss"] == 1.0
     ratios = captions["ratios"]
     assert ratios["of_minima"] == pytest.approx(captions["ms"]["min"] / plain["ms"]["min"])
