@@ -44,10 +44,13 @@ elif act == "abort":
     os.abort()
 elif act == "abort-after-1":  # as jax.distributed does, once the supervisor has seen the death
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    (run / "ready").touch()
     while not (run / "pid").exists() or os.path.exists(f"/proc/{(run / 'pid').read_text()}"):
         time.sleep(0.01)
     os.abort()
 elif act == "die-told":
+    while not (run / "ready").exists():
+        time.sleep(0.01)
     (run / "pid.tmp").write_text(str(os.getpid()))
     (run / "pid.tmp").rename(run / "pid")
     os.kill(os.getpid(), signal.SIGKILL)
