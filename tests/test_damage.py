@@ -126,6 +126,7 @@ def test_a_checkpoint_without_checksums_is_taken_as_it_is(run):
     assert load(run)[2] == 6
 
 
+@pytest.mark.slow
 def test_checksums_are_the_same_on_every_mesh_and_change_with_each_bit_and_place():
     sums = []
     for shape in ((1, 1, 1), *SHAPES):

@@ -131,6 +131,7 @@ def test_schedules_equal_the_references(golden, config):
         assert_close(now.momentum, golden[f"step{step}/ema"], 1e-6, "momentum")
 
 
+@pytest.mark.slow
 def test_six_training_steps_equal_the_references(golden, config):
     objective, mesh = objectives.build(config), sharding.make_mesh(config.mesh, jax.devices()[:1])
     like = train_state.abstract(config, objective, batch_of(golden, 0), mesh)

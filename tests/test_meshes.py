@@ -68,6 +68,7 @@ def test_eight_devices_equal_one(method, shape):
         assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_the_cross_modal_loss_is_that_of_the_whole_batch_on_a_mesh():
     config = tiny(objective="crossmodal", **{"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2})
     one = Bench(tiny(objective="crossmodal", **{"mesh.data": 1}))

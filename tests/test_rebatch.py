@@ -27,6 +27,7 @@ def train(workdir, batch: int, steps: int, *words: str) -> int:
                  str(workdir), *shared, *words])  # fmt: skip
 
 
+@pytest.mark.slow
 def test_another_batch_goes_on_at_the_same_image_and_refuses_what_does_not_fit(
     tmp_path, monkeypatch, capsys, quick_compilation
 ):

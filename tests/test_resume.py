@@ -109,7 +109,7 @@ def assert_same_end(a, b):
     assert [row["step"] for row in numbers[0]] == list(range(11))
 
 
-@pytest.mark.parametrize("workers", [1, 4])
+@pytest.mark.parametrize("workers", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_five_steps_sigkill_and_five_more_equal_ten(run, unbroken, tmp_path, workers):
     words = f"--config.data.workers={workers}"
     assert run(tmp_path, words, **interrupted(signal.SIGKILL, 7))[0] == -signal.SIGKILL
@@ -203,6 +203,7 @@ def test_data_workers_leave_it_to_the_trainer_what_a_signal_means(run, tmp_path)
     assert result(tmp_path)["steps"] == 10
 
 
+@pytest.mark.slow
 def test_sigterm_in_any_phase_saves_and_leaves_and_nothing_is_lost(
     tmp_path, monkeypatch, compilations, no_evaluation, quick_compilation, one_device
 ):

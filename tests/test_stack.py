@@ -58,7 +58,10 @@ def assert_close(got, wanted):
         np.testing.assert_allclose(got[name], wanted[name], rtol=1e-5, atol=1e-5 * scale)
 
 
-@pytest.mark.parametrize("objective", ["tcjepa", "ijepa", "tijepa", "crossmodal", "contrastive"])
+LONG = [pytest.param(name, marks=pytest.mark.slow) for name in ("tijepa", "crossmodal")]
+
+
+@pytest.mark.parametrize("objective", ["tcjepa", "ijepa", *LONG, "contrastive"])
 def test_loops_and_recomputation_leave_loss_and_gradients_as_they_are(objective):
     config = config_of(objective)
     feed = arrays(config)

@@ -166,6 +166,7 @@ def floors(workdir, card):
     return found["baselines"].keys()
 
 
+@pytest.mark.slow
 def test_a_resumed_run_does_not_read_the_files_again_and_remembers_them(hub, tmp_path, capsys):
     copy, workdir = shutil.copytree(hub, tmp_path / "copy"), tmp_path / "run"
     words = [f"--config.init_from={copy}", "--config.log.progress=lines"]

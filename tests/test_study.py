@@ -94,6 +94,7 @@ def started(monkeypatch):
     return trained
 
 
+@pytest.mark.slow
 def test_a_study_that_is_stopped_goes_on_and_starts_nothing_twice(
     tmp_path, monkeypatch, started, capsys
 ):
