@@ -13,7 +13,6 @@ themselves. "s": seconds of all images of both parts; "of_features": over one pa
 import argparse
 import dataclasses
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,10 +32,8 @@ CONFIG = Path(__file__).resolve().parents[1] / "configs" / "quickstart.py"
 
 
 def timed(work: Callable[[], Any]) -> measure.Sample:
-    """Wall clock and CPU time of one call."""
-    began, cpu = time.perf_counter(), time.process_time()
-    work()
-    return {"s": time.perf_counter() - began, "cpu_s": time.process_time() - cpu}
+    """What one call takes."""
+    return dict(zip(("s", "cpu_s"), measure.timed(work), strict=True))
 
 
 class Bench:
@@ -125,10 +122,7 @@ def main(argv: list[str]) -> None:
     sampled = {name: (lambda work=work: timed(work)) for name, work in arms.items()}
     found = measure.interleave(sampled, args.repeats)
     train, held_out = bench.counts()
-    told = {
-        name: {key: measure.summary(values) for key, values in numbers.items()}
-        for name, numbers in found.items()
-    }
+    told = measure.summaries(found)
     for row in told.values():
         row["of_features"] = measure.ratio(row["s"], told["features"]["s"])
         row["images_per_second"] = (train + held_out) / row["s"]["median"]

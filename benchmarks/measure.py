@@ -33,6 +33,21 @@ def interleave(
     return found
 
 
+def timed(work: Callable[[], Any]) -> tuple[float, float]:
+    """Seconds that a call takes: wall clock, and CPU time of this process."""
+    began, cpu = time.perf_counter(), time.process_time()
+    work()
+    return time.perf_counter() - began, time.process_time() - cpu
+
+
+def summaries(found: dict[str, dict[str, list[Any]]]) -> dict[str, dict[str, Any]]:
+    """The :func:`summary` of each number of each arm, as :func:`interleave` returns them."""
+    return {
+        arm: {name: summary(values) for name, values in numbers.items()}
+        for arm, numbers in found.items()
+    }
+
+
 def summary(values: list[float | None]) -> dict[str, Any]:
     """Median, least, most and all of them; null where the platform cannot tell."""
     known = sorted(value for value in values if value is not None)

@@ -110,10 +110,7 @@ def main(argv: list[str]) -> None:
             "warm": lambda: start(args, folder),
         }
         found = measure.interleave(arms, args.repeats)
-    told = {
-        arm: {name: measure.summary(values) for name, values in numbers.items()}
-        for arm, numbers in found.items()
-    }
+    told = measure.summaries(found)
     result = {
         "question": (__doc__ or "").splitlines()[0],
         "machine": measure.machine("jax", "jaxlib", "grain"),

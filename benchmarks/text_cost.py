@@ -18,7 +18,6 @@ import argparse
 import json
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -76,6 +75,12 @@ def make_cache(args: argparse.Namespace, said: list[str], folder: Path) -> TextC
     return TextConfig(kind="cached", path=str(cache), words=args.words, captions=args.captions)
 
 
+def an_image(work: Callable[[], Any], images: int) -> measure.Sample:
+    """What a call takes, by the images that it reads."""
+    wall, cpu = measure.timed(work)
+    return {"ms": 1e3 * wall / images, "cpu_ms": 1e3 * cpu / images}
+
+
 def cached_arm(
     args: argparse.Namespace, said: list[str], config: TextConfig
 ) -> Callable[[], measure.Sample]:
@@ -83,31 +88,26 @@ def cached_arm(
     reader, rng = captions.CaptionReader(config), np.random.default_rng(2)
     images = [said[i : i + args.captions] for i in range(0, len(said), args.captions)]
 
-    def run() -> measure.Sample:
-        began, cpu = time.perf_counter(), time.process_time()
+    def read() -> None:
         for image in images:
             reader.encode(image, rng)
-        wall, cpu = time.perf_counter() - began, time.process_time() - cpu
-        return {"ms": 1e3 * wall / len(images), "cpu_ms": 1e3 * cpu / len(images)}
 
-    return run
+    return lambda: an_image(read, len(images))
 
 
 def tower_arm(
     args: argparse.Namespace, embed: Callable[..., Any], params: Any, ids: Any, mask: Any
 ) -> tuple[Callable[[], measure.Sample], int]:
     """Runs a jitted tower on one batch; beside it its FLOPs an image."""
-    run = jax.jit(embed)
-    jax.block_until_ready(run(params, ids, mask))
+    compiled = jax.jit(embed)
+
+    def run() -> None:
+        jax.block_until_ready(compiled(params, ids, mask))
+
+    run()
     traced = jax.make_jaxpr(embed)(params, ids, mask).jaxpr
-
-    def timed() -> measure.Sample:
-        began, cpu = time.perf_counter(), time.process_time()
-        jax.block_until_ready(run(params, ids, mask))
-        wall, cpu = time.perf_counter() - began, time.process_time() - cpu
-        return {"ms": 1e3 * wall / args.batch, "cpu_ms": 1e3 * cpu / args.batch}
-
-    return timed, sum(flops.matmuls(traced).values()) // args.batch
+    cost = sum(flops.matmuls(traced).values()) // args.batch
+    return lambda: an_image(run, args.batch), cost
 
 
 def tower_arms(args: argparse.Namespace, said: list[str]) -> dict[str, Any]:
@@ -180,10 +180,7 @@ def main(argv: list[str]) -> None:
         cache()
         arms = {"cache": cache, **{name: arm for name, (arm, _) in towers.items()}}
         found = measure.interleave(arms, args.repeats)
-    told = {
-        arm: {name: measure.summary(values) for name, values in numbers.items()}
-        for arm, numbers in found.items()
-    }
+    told = measure.summaries(found)
     cost, stored = {name: n for name, (_, n) in towers.items()}, sizes(args, said)
     result = {
         "question": (__doc__ or "").splitlines()[0],

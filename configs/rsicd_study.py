@@ -44,7 +44,7 @@ ARMS: dict[str, dict] = {
     "feature": {"conditioner.kind": "feature", "conditioner.scale_logits": False},
     "sequence": {"conditioner.kind": "sequence", "conditioner.scale_logits": False},
     "mean": {"conditioner.fusion": "mean"},
-    # A lighter conditioner: its MLP is most of what captions cost on a pod.
+    # A lighter conditioner; launch/pods.md has what that saves on a pod.
     "light_mlp": {"conditioner.mlp_ratio": 1.0},
     "no_mlp": {"conditioner.mlp_ratio": 0.0},
     # The masks of I-JEPA's collator, biases included; its min_keep of 10 is of 14 x 14 patches.

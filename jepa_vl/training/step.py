@@ -83,12 +83,12 @@ def make_step(
         spike = finite & (z > (config.train.spike_z or jnp.inf))
         good = finite & ~spike
 
-        new = update(config, objective, state, grads, good, now, rates)
+        params, target, moments = update(config, objective, state, grads, good, now, rates)
         state = TrainState(
             step=state.step + 1,
-            params=new[0],
-            target=new[1],
-            opt_state=new[2],
+            params=params,
+            target=target,
+            opt_state=moments,
             bad_steps=state.bad_steps + jnp.where(finite, 0, 1),
             spikes=state.spikes + spike,
             bad_in_a_row=jnp.where(good, 0, state.bad_in_a_row + 1),
