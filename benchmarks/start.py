@@ -5,7 +5,7 @@ Command:    python benchmarks/start.py --out RESULT.json
 Needs:      nothing beyond the package; a CPU will do.
 
 ``jepa-vl train`` as a user gives it: the quickstart with ViT-S/16 at 224 px, whose evaluation
-before the first step reads few images (64 and 64, diagnostics 16), or another --config as it is.
+before the first step reads few images (32 and 32, diagnostics 8), or another --config as it is.
 Arms: "cold", whose cache of compilations is empty, and "warm", which finds what the cold run before
 it has left. Told are seconds from the start of the process to the row of step 0, the untrained
 network's numbers, and to that of step 1; then the run is ended.
@@ -33,8 +33,8 @@ SIZE = {
     "encoder.variant": "S", "encoder.image_size": 224, "encoder.patch_size": 16,
     "encoder.width": 0, "encoder.depth": 0, "encoder.heads": 0, "encoder.mlp_width": 0,
     "predictor.width": 384, "predictor.depth": 6, "predictor.heads": 6,
-    "masks.context_tokens": 0, "train.batch_size": 8, "log.diagnostics_images": 16,
-    "eval.train_images": 64, "eval.val_images": 64,
+    "masks.context_tokens": 0, "train.batch_size": 8, "log.diagnostics_images": 8,
+    "eval.train_images": 32, "eval.val_images": 32,
 }  # fmt: skip
 
 

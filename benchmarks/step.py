@@ -6,8 +6,9 @@ Needs:      the [parity] extra for arms of torch; a CPU will do.
 An arm is a library and settings. "torch": our own twin of I-JEPA's public step (torch_ijepa.py), in float32; with
 "attention=fused" torch's kernel, with "dtype=bfloat16" autocast. "ours": the step of `jepa-vl train`, and any
 configuration keys; "text.captions" and "text.words" apply to "objective=tcjepa", whose words are embedded ahead
-(768 channels, as of T5-base). Every arm is a process of its own that takes turns with the others and sleeps
-otherwise; all see the same random images, and random masks of the sizes that production masks have.
+(768 channels, as of T5-base); "XLA_FLAGS=--xla_..." goes to the arm's compiler. Every arm is a process of its own that
+takes turns with the others and sleeps otherwise; all see the same random images, and random masks of the sizes that
+production masks have.
 
 "ms": wall clock of a step. "cpu_seconds": of the arm's process, a step. "others": cores that other processes used
 meanwhile; under load torch loses more than XLA does, so that only rows below 0.05, or the ratio of minima, count.
@@ -114,6 +115,8 @@ def work(args: argparse.Namespace) -> None:
 
     library, options = settings(args.arm[0])
     with tempfile.TemporaryDirectory() as folder:
+        if "XLA_FLAGS" in options:  # before JAX looks for them
+            os.environ["XLA_FLAGS"] = options.pop("XLA_FLAGS")
         of_ours = {} if library == "torch" else options
         config = make_config(args.size, args.batch, of_ours, Path(folder))
         of_jax = None if library == "torch" else ours(config)
