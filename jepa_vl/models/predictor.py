@@ -11,7 +11,7 @@ from flax import linen as nn
 from jepa_vl.models import conditioner
 from jepa_vl.models.conditioner import Conditioner, Reading, Words
 from jepa_vl.models.layers import NORMAL, Block, Dense, LayerNorm, sincos_table
-from jepa_vl.models.stack import PLAIN, Plan, fold
+from jepa_vl.models.stack import Plan, fold, is_in_place
 from jepa_vl.schema import ConditionerConfig, PredictorConfig
 from jepa_vl.shapes import Array, PyTree, check_shape
 
@@ -103,7 +103,7 @@ class Predictor(nn.Module):
     ) -> tuple[Array, Reading | None]:  # fmt: skip
         """Layers of one kind, in a row; their readings on axis 0."""
         make = functools.partial(Block, self.config.heads, 4 * self.config.width, self.dtype)
-        if self.is_initializing() or self.how == PLAIN:
+        if is_in_place(self, self.how):
             found = []
             for i in places:
                 block = make(name=f"block_{i}")

@@ -4,12 +4,15 @@ Each layer keeps parameters of its own, ``block_0``, ``block_1``, ..., whichever
 checkpoints, exports and the sharding table know nothing of this file.
 """
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.core import Tracer
 
 from jepa_vl import tree
 from jepa_vl.schema import TrainConfig
@@ -36,6 +39,30 @@ class Plan(NamedTuple):
 
 
 PLAIN = Plan()
+_in_place = ContextVar("in_place", default=False)
+
+
+@contextlib.contextmanager
+def in_place() -> Iterator[None]:
+    """Inside, layers that are neither looped over nor computed again run each as what it is.
+
+    For those who watch modules: a part of the whole, by its name, and traced by itself.
+    """
+    token = _in_place.set(True)
+    try:
+        yield
+    finally:
+        _in_place.reset(token)
+
+
+def is_in_place(module: nn.Module, how: Plan) -> bool:
+    """Must each layer be called as a part of the module, or may all share one function?
+
+    It must where flax makes parameters, and where somebody watches (``in_place``, or flax's own
+    ``capture_intermediates``).
+    """
+    watched = _in_place.get() or module.is_mutable_collection("intermediates")
+    return module.is_initializing() or (watched and how == PLAIN)
 
 
 def plan(config: TrainConfig) -> Plan:
@@ -67,6 +94,8 @@ def fold(
         layer = jax.checkpoint(layer, policy=POLICIES[how.remat], prevent_cse=not scan)
     if scan:
         return jax.lax.scan(lambda x, own: layer(own, x), x, _stacked(params, dtype))
+    if isinstance(x, Tracer):  # else jit would compile it, and again in the next call
+        layer = jax.jit(layer)  # traced once for all; the compiler puts each in its place
     outs = []
     for own in params:
         x, out = layer(own, x)
@@ -97,7 +126,7 @@ def run_blocks(
       *args: what all of them see.
       how: to run them.
     """
-    if parent.is_initializing() or how == PLAIN:
+    if is_in_place(parent, how):
         for i in range(depth):
             x = make(name=f"block_{i}")(x, *args)  # pyright: ignore[reportCallIssue]
         return x

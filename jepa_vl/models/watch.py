@@ -9,6 +9,7 @@ from flax import linen as nn
 
 from jepa_vl.models.conditioner.word_attention import WordAttention
 from jepa_vl.models.layers import Attention
+from jepa_vl.models.stack import in_place
 from jepa_vl.shapes import Array
 
 Seen = dict[tuple[type, str], Array]
@@ -43,7 +44,7 @@ def watch() -> Iterator[Seen]:
             outermost.pop()
         return out
 
-    with nn.intercept_methods(note):
+    with nn.intercept_methods(note), in_place():
         yield seen
 
 

@@ -45,7 +45,7 @@ def measure(config: Config, source: Source) -> dict[str, float]:
         own = np.random.default_rng([config.seed, TAG, index])
         batch = element({"index": index, "position": index}, own)
         image = np.asarray(batch["image"], np.float32) / 255
-        place = image.reshape(-1, 3).std(axis=0).mean()
+        place = _moments(image.reshape(-1, 3))[1].mean()
         return image, float(place), of_image(image), of_captions(batch)
 
     total = square = np.zeros(())
@@ -78,12 +78,23 @@ def of_image(image: Array) -> Array:
     """
     rows, columns = (np.array_split(np.arange(size), GRID) for size in image.shape[:2])
     cells = [image[np.ix_(r, c)].reshape(-1, 3) for r in rows for c in columns]
-    means, stds = (np.concatenate([f(cell, axis=0) for cell in cells]) for f in (np.mean, np.std))
-    grey = image.mean(axis=2)
+    means, stds = np.concatenate([_moments(cell) for cell in cells], axis=1)
+    grey = image @ np.full(3, 1 / 3, np.float32)
     power = np.square(np.abs(np.fft.fft2(grey - grey.mean())))
     bands = [power[band] for band in _bands(*grey.shape)]
     logs = [np.log(band.mean() + 1e-3) if band.size else 0.0 for band in bands]
     return np.concatenate([means, stds, logs]).astype(np.float64)
+
+
+def _moments(pixels: Array) -> Array:
+    """Mean and standard deviation of each colour, [2, 3]; pixels: float32 [n, 3].
+
+    By products, which are several times as fast as reductions over rows of three.
+    """
+    share = np.full(len(pixels), 1 / len(pixels), np.float32)
+    apart = pixels - pixels[0]  # 0 where all are one, and so is what comes out
+    mean = share @ apart
+    return np.stack([mean + pixels[0], np.sqrt(np.maximum(share @ apart**2 - mean**2, 0))])
 
 
 @functools.cache  # all crops are of one size

@@ -117,7 +117,7 @@ class Run:
             self.start = self.done = self.keeper.start
         else:
             self.state = train_state.create(
-                config, objective, self.spec, mesh, self.keeper.began_from
+                config, objective, self.spec, mesh, self.keeper.began_from, like
             )
         self.step = make_step(config, objective, mesh, like, self.keeper.course.lr_scale)
 

@@ -117,17 +117,19 @@ def create(
     batch: Batch,
     mesh: Mesh,
     tell: Callable[[dict[str, Any]], None] = lambda told: None,
+    like: TrainState | None = None,
 ) -> TrainState:
     """The state of step 0, each leaf created where it lives.
 
     Args:
       batch: arrays or ShapeDtypeStructs of the global batch; only shapes are read.
       tell: is called with what ``init_from`` has given, where it is set; see ``intake.start``.
+      like: what :func:`abstract` gives, by those who have it already.
 
     Raises:
       ConfigError: parts start from files, and these do not fit.
     """
-    like = abstract(config, objective, batch, mesh)
+    like = like or abstract(config, objective, batch, mesh)
     shardings = jax.tree.map(lambda x: x.sharding, like)
 
     def init() -> TrainState:
