@@ -92,6 +92,20 @@ def test_of_a_stack_a_slice_moves_and_what_stays_on_the_chip_does_not(program):
     assert program.bytes_moved() == inside + after
 
 
+def test_a_slice_that_is_fetched_ahead_moves_its_own_bytes_alone():
+    """Its operation names the whole array as well, which stays where it is."""
+    text = """\
+ENTRY %main (a: bf16[32,128]) -> bf16[8,128] {
+  %a = bf16[32,128]{1,0:T(8,128)(2,1)} parameter(0)
+  %ahead = ((bf16[32,128]{1,0:T(8,128)(2,1)}), bf16[8,128]{1,0:T(8,128)(2,1)S(1)}, s32[]{:S(2)}) slice-start(%a), slice={[0:8], [0:128]}
+  ROOT %there = bf16[8,128]{1,0:T(8,128)(2,1)S(1)} slice-done(%ahead)
+}
+"""  # noqa: E501
+    assert hlo.Program(text).bytes_moved() == 8 * 128 * 2
+    outside = text.replace("S(1)", "")  # both ends in main memory
+    assert hlo.Program(outside).bytes_moved() == 2 * 8 * 128 * 2
+
+
 def test_a_loop_of_unknown_length_is_not_guessed():
     with pytest.raises(ValueError, match="loop: a loop of unknown length"):
         hlo.Program(TEXT.replace("constant(12)", "parameter(1)")).flops()

@@ -206,7 +206,10 @@ class Program:
         buffers = self.buffers[computation]
         reads = [sum(b.bytes for b in buffers.get(o, []) if b.main) for o in operation.operands]
         writes = sum(b.bytes for b in operation.out if b.main)
-        if operation.kind in (*SLICES, "slice-start"):  # what it takes out, not what it takes from
+        if operation.kind == "slice-start":  # gives (operands, what it takes out, ...)
+            out = operation.out[len(operation.operands)]
+            return (out.bytes if reads[0] else 0) + (out.bytes if out.main else 0)
+        if operation.kind in SLICES:  # what it takes out, not what it takes from
             part = max((b.bytes for b in operation.out), default=0)
             return min(part, reads[0] if reads else 0) + writes
         if operation.kind == "dynamic-update-slice":
