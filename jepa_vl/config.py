@@ -166,6 +166,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "train.init": ("normal", "fan_in"),
     "train.dtype": ("float32", "bfloat16"),
     "train.remat": ("none", "dots", "full"),
+    "train.gather": ("layer", "step"),
     "log.progress": ("auto", "lines", "json", "off"),
     "health.action": ACTIONS,
 }
@@ -188,7 +189,7 @@ RESUMABLE = (
     "text.path", "frozen.", "data.workers", "data.prefetch", "data.threads", "data.max_bad_share",
     "mesh.", "checkpoint.", "log.", "health.", "eval.", "train.compile_cache",
     "train.max_bad_steps", "train.max_rewinds", "train.spike_z", "train.watchdog_minutes",
-    "train.remat", "train.scan_layers", "text.packed",
+    "train.remat", "train.scan_layers", "train.gather", "text.packed",
 )  # fmt: skip
 
 

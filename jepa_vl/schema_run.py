@@ -42,6 +42,11 @@ class TrainConfig:
         "of a layer's activations the backward pass keeps: none: all of them; dots: results of "
         "matrix products; full: none, the layer is computed again",
     )
+    gather: str = key(
+        "layer",
+        "when the devices of mesh.fsdp put parameters together: layer: a layer's for each product; "
+        "step: all of them once, which takes their memory and fewer bytes of network",
+    )
     spike_z: float = key(
         0.0,
         "skip a step whose loss is so many robust deviations above the median of the 64 before "

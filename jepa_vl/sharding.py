@@ -9,6 +9,7 @@ import functools
 import math
 import re
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -230,25 +231,45 @@ def whole(kernel: Array, name: str) -> Array:
     return _whole(kernel, name)
 
 
+def all_whole(params: PyTree, dtype: Any) -> PyTree:
+    """Parameters with all kernels as products read them (:func:`whole`), put together at once.
+
+    The gradient of each goes back to where the parameter lives, as it does there.
+
+    Args:
+      params: a part of the train state.
+      dtype: of products.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.shape["fsdp"] == 1:
+        return params
+
+    def one(name: str, leaf: Array) -> Array:
+        return _whole(leaf.astype(dtype), name, True) if name.endswith("kernel") else leaf
+
+    return tree.map_named(one, params)
+
+
 def _specs(name: str, shape: tuple[int, ...]) -> tuple[P, P]:
     """Where a parameter lives, and where its products read it."""
     spec = parameter_spec(name, shape, jax.sharding.get_abstract_mesh())
     return spec, P(*(None if entry == "fsdp" else entry for entry in spec))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _whole(kernel: Array, name: str) -> Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _whole(kernel: Array, name: str, summed: bool = False) -> Array:
     return jax.lax.with_sharding_constraint(kernel, _specs(name, kernel.shape)[1])
 
 
-def _whole_backward(name: str, residual: None, grad: Array) -> tuple[Array]:
+def _whole_backward(name: str, summed: bool, residual: None, grad: Array) -> tuple[Array]:
     home, gathered = _specs(name, grad.shape)
-    # Sum first, then keep the own part; without the first line this becomes a loop of its own.
-    grad = jax.lax.with_sharding_constraint(grad, gathered)
+    if not summed:  # by the product that read it
+        # Sum first, then keep the own part; without this it becomes a loop of its own.
+        grad = jax.lax.with_sharding_constraint(grad, gathered)
     return (jax.lax.with_sharding_constraint(grad, home),)
 
 
-_whole.defvjp(lambda kernel, name: (_whole(kernel, name), None), _whole_backward)
+_whole.defvjp(lambda kernel, *how: (_whole(kernel, *how), None), _whole_backward)
 
 
 def constrain_stacked(layers: PyTree) -> PyTree:

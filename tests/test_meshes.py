@@ -9,6 +9,7 @@ import pytest
 from jepa_vl import sharding, tree
 from jepa_vl.config import ConfigError
 from jepa_vl.schema import MeshConfig
+from jepa_vl.training import hlo
 from tests.test_step import Bench, batches
 from tests.tiny import tiny
 
@@ -53,8 +54,11 @@ def run(method, shape):
     ids=str,
 )
 def test_eight_devices_equal_one(method, shape):
-    wanted, one = run(method, (1, 1, 1))
-    found, many = run(method, shape)
+    assert_equal(*run(method, shape), *run(method, (1, 1, 1)))
+
+
+def assert_equal(found, many, wanted, one):
+    """Gradients of the first step and metrics of all, found on many devices and wanted of one."""
     for name, gradient in wanted.items():
         if name.endswith("attn/k/bias"):  # exactly 0, as softmax is blind to it: rounding alone
             assert np.abs(found[name]).max() < 1e-7
@@ -78,15 +82,62 @@ def test_the_cross_modal_loss_is_that_of_the_whole_batch_on_a_mesh():
         assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=1e-5)
 
 
-@pytest.mark.parametrize("scan", [False, True])
-def test_a_sharded_kernel_is_gathered_once_a_product_and_not_rotated(scan):
-    overrides = {"mesh.fsdp": 8, "encoder.width": 64, "encoder.depth": 2, "train.scan_layers": scan}
-    bench = Bench(tiny(objective="ijepa", **overrides), devices=8)
+def assert_equal_on_a_mesh(config):
+    """Gradients and losses of five steps on eight devices equal those of one."""
+    method = config.objective
+    wanted, one = run(method, (1, 1, 1))
+    bench = Bench(config, devices=8)
+    many = bench.run(feed_of(method)[:1])
+    found = gradients(bench)
+    many += bench.run(feed_of(method)[1:])
+    assert_equal(found, many, wanted, one)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"train.scan_layers": True},
+        pytest.param({}, marks=pytest.mark.slow),
+        pytest.param({"train.micro_batches": 2}, marks=pytest.mark.slow),
+        pytest.param({"train.scan_layers": True, "train.remat": "dots"}, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_gathering_all_kernels_once_leaves_the_numbers_as_they_are(overrides):
+    sizes = {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2, "train.gather": "step"}
+    assert_equal_on_a_mesh(tiny(objective="tcjepa", **(sizes | overrides)))
+
+
+def compiled(**overrides):
+    """The text of the step of a small I-JEPA on eight devices."""
+    bench = Bench(tiny(objective="ijepa", **({"mesh.fsdp": 8} | overrides)), devices=8)
     spec = {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in feed_of("ijepa")[0].items()
             if k in ("image", "ctx_idx", "tgt_idx")}  # fmt: skip
     with jax.set_mesh(bench.mesh):
-        text = bench.step.lower(bench.state, bench.frozen, spec).compile().as_text()
+        return bench.step.lower(bench.state, bench.frozen, spec).compile().as_text()
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_a_sharded_kernel_is_gathered_once_a_product_and_not_rotated(scan):
+    overrides = {"encoder.width": 64, "encoder.depth": 2, "train.scan_layers": scan}
+    text = compiled(**overrides)
     assert " all-gather(" in text and "collective-permute" not in text
+
+
+def test_gathered_once_a_step_no_loop_gathers():
+    """A kernel of the encoder is put together for target, context and its gradient otherwise."""
+    deep = {"encoder.width": 64, "encoder.depth": 3, "train.scan_layers": True}
+    deep |= {"train.remat": "dots"}
+    gathers = {}
+    for when in ("layer", "step"):
+        program = hlo.Program(compiled(**deep, **{"train.gather": when}))
+        looped = {name for name, times in program.runs.items() if times > 1}
+        found = [c for c in program.collectives() if c.kind == "all-gather"]
+        gathers[when] = sum(c.bytes for c in found)
+        inside = any(o.kind.startswith("all-gather") for name in looped
+                     for o in program.computations[name])  # fmt: skip
+        assert inside == (when == "layer")
+    assert gathers["step"] < 0.75 * gathers["layer"]
 
 
 def shape_on(devices, kind, slices=1, **sizes):

@@ -32,10 +32,17 @@ class Plan(NamedTuple):
     Attributes:
       scan: compile one layer and loop over them.
       remat: none, dots or full; see ``train.remat``.
+      whole: parameters are whole on each device already; see ``train.gather``.
     """
 
     scan: bool = False
     remat: str = "none"
+    whole: bool = False
+
+    @property
+    def plain(self) -> bool:
+        """Neither looped over nor computed again."""
+        return not self.scan and self.remat == "none"
 
 
 PLAIN = Plan()
@@ -62,12 +69,12 @@ def is_in_place(module: nn.Module, how: Plan) -> bool:
     ``capture_intermediates``).
     """
     watched = _in_place.get() or module.is_mutable_collection("intermediates")
-    return module.is_initializing() or (watched and how == PLAIN)
+    return module.is_initializing() or (watched and how.plain)
 
 
 def plan(config: TrainConfig) -> Plan:
     """The plan of a resolved configuration."""
-    return Plan(config.scan_layers, config.remat)
+    return Plan(config.scan_layers, config.remat, config.gather == "step")
 
 
 Layer = Callable[[PyTree, Array], tuple[Array, Any]]
@@ -93,7 +100,7 @@ def fold(
         # A loop already keeps the compiler from merging the two computations.
         layer = jax.checkpoint(layer, policy=POLICIES[how.remat], prevent_cse=not scan)
     if scan:
-        return jax.lax.scan(lambda x, own: layer(own, x), x, _stacked(params, dtype))
+        return jax.lax.scan(lambda x, own: layer(own, x), x, _stacked(params, how, dtype))
     if isinstance(x, Tracer):  # else jit would compile it, and again in the next call
         layer = jax.jit(layer)  # traced once for all; the compiler puts each in its place
     outs = []
@@ -103,14 +110,15 @@ def fold(
     return x, jax.tree.map(lambda *parts: jnp.stack(parts), *outs) if outs else None
 
 
-def _stacked(params: Sequence[PyTree], dtype: Any) -> PyTree:
+def _stacked(params: Sequence[PyTree], how: Plan, dtype: Any) -> PyTree:
     """Layers as one, each leaf [L, ...]; kernels as they enter their products: half the bytes."""
 
     def stack(name: str, *leaves: Array) -> Array:
         kernels = name.endswith("kernel")
         return jnp.stack([leaf.astype(dtype) if kernels else leaf for leaf in leaves])
 
-    return constrain_stacked(tree.map_named(stack, *params))
+    stacked = tree.map_named(stack, *params)
+    return stacked if how.whole else constrain_stacked(stacked)
 
 
 def run_blocks(

@@ -29,13 +29,21 @@ def gradients(
     rng = jax.random.fold_in(jax.random.key(config.seed), state.step)
     ramp = schedules.at(config, state.step).ramp
 
+    def gather(params: PyTree) -> PyTree:
+        if config.train.gather == "layer":
+            return params
+        return sharding.all_whole(params, config.train.dtype)
+
+    params, back = jax.vjp(gather, state.params)
+    target = gather(state.target)
+
     def one(part: Batch, key: Array) -> tuple[PyTree, Metrics]:
         def loss(params: PyTree) -> tuple[Array, Metrics]:
-            value, metrics, _ = objective.loss(params, state.target, frozen, part, key, ramp)
+            value, metrics, _ = objective.loss(params, target, frozen, part, key, ramp)
             return value, metrics
 
-        grads, metrics = jax.grad(loss, has_aux=True)(state.params)
-        return grads, metrics
+        grads, metrics = jax.grad(loss, has_aux=True)(params)
+        return back(grads)[0], metrics
 
     parts = config.train.micro_batches
     if parts == 1:
