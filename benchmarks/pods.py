@@ -3,10 +3,12 @@
     python benchmarks/pods.py --out benchmarks/pods.json
 
 Goes on where it stopped; a case is one run of ``jepa-vl compile``. Needs the [tpu] extra, and some
-minutes of CPU a case. ``--report launch/pods.md`` writes the table.
+minutes of CPU a case. ``--search`` has ``jepa-vl compile --search`` look for the best settings of
+three sizes instead. ``--report launch/pods.md`` writes the tables.
 """
 
 import argparse
+import itertools
 import json
 import subprocess
 import sys
@@ -18,12 +20,15 @@ from typing import Any
 import numpy as np
 
 from jepa_vl.cli import configs
+from jepa_vl.cli.compile import DOES_NOT_FIT
 from jepa_vl.data import embeddings
 from jepa_vl.schema import TextConfig
 from jepa_vl.training import flops
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = ROOT / "configs" / "tcjepa_in1k.py"
+SEARCHED = ("L/16", "H/14", "g/16"), ("v5e-64", "v6e-64")
+SEARCH = ROOT / "benchmarks" / "results" / "pod_search.json"
 LEVERS = ROOT / "benchmarks" / "results" / "pod_levers.json"
 GIB = 2**30
 ROOM = 0.15  # of a device's memory that a case is to leave
@@ -66,6 +71,17 @@ an image's in 192 words (`text.packed`).
 """
 
 
+FOUND = """
+## What a search finds
+
+`jepa-vl compile --search` from the same settings: what the backward pass keeps, then how many
+devices share parameters (of data x fsdp), then twice the batch, each from the best so far by the
+estimate. In bold the best at a global batch of 2048.
+
+    python benchmarks/pods.py --search --out benchmarks/results/pod_search.json
+"""
+
+
 def text_folders(folder: Path) -> dict[str, dict[str, str]]:
     """Overrides for captions embedded ahead, and by T5 in each step."""
     tower, cache = folder / "t5", folder / "cache"
@@ -81,21 +97,25 @@ def text_folders(folder: Path) -> dict[str, dict[str, str]]:
     }
 
 
+def ask(argument: str, overrides: dict[str, str], topology: str, *words: str) -> Any:
+    """What ``jepa-vl compile`` writes."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "out.json"
+        command = [
+            sys.executable, "-m", "jepa_vl", "compile", "--config", f"{RECIPE}:{argument}",
+            "--topology", topology, "--json", str(out), "--config.data.path=unread",
+            *(f"--config.{key}={value}" for key, value in overrides.items()), *words,
+        ]  # fmt: skip
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        if done.returncode not in (0, DOES_NOT_FIT):
+            raise RuntimeError(done.stderr)
+        return json.loads(out.read_text())
+
+
 def compiled(argument: str, overrides: dict[str, str], topology: str) -> dict[str, Any]:
-    """What ``jepa-vl compile`` says; the next policy of recomputation where it does not fit."""
+    """A step; with the next policy of recomputation where it does not fit."""
     for remat in ("dots", "full"):
-        with tempfile.TemporaryDirectory() as folder:
-            out = Path(folder) / "out.json"
-            values = {"data.path": "unread", **overrides, "train.remat": remat}
-            command = [
-                sys.executable, "-m", "jepa_vl", "compile", "--config", f"{RECIPE}:{argument}",
-                "--topology", topology, "--json", str(out),
-                *(f"--config.{key}={value}" for key, value in values.items()),
-            ]  # fmt: skip
-            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-            if not out.exists():
-                raise RuntimeError(done.stderr)
-            found = json.loads(out.read_text()) | {"remat": remat}
+        found = ask(argument, overrides | {"train.remat": remat}, topology) | {"remat": remat}
         if found["fits"]:
             break
     return found
@@ -141,6 +161,34 @@ def table(found: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def search_section(found: dict[str, Any]) -> str:
+    """Of the report: all that searches tried, and the best of each."""
+    head = ("size", "on", "batch", "remat", "data x fsdp", "fits", "GiB a device",
+            "network ms", "estimate: images/s", "MFU")  # fmt: skip
+    rows = [head, ("---",) * len(head)]
+    for case, tried in found["cases"].items():
+        fitting = [t for t in tried if t.get("fits") and t["batch_size"] == tried[0]["batch_size"]]
+        best = max((t["estimate"]["mfu"] for t in fitting), default=None)
+        for one in tried:
+            size, topology = case.split(" on ")
+            if "refused" in one:
+                rows.append((size, topology, str(one["batch_size"]), one["remat"],
+                             str(one["fsdp"]), "refused", *("-",) * 4))  # fmt: skip
+                continue
+            told = _speed(one["estimate"]) if one["estimate"] else ("-", "-")
+            network = 1e3 * one["seconds_at_peak"]["network"] if one["seconds_at_peak"] else 0.0
+            row = (
+                size, topology, str(one["batch_size"]), one["remat"],
+                f"{one['mesh']['data']} x {one['mesh']['fsdp']}",
+                "yes" if one["fits"] else "**no**",
+                f"{one['bytes_per_device']['total'] / GIB:.2f}", f"{network:.1f}", *told,
+            )  # fmt: skip
+            first = one in fitting and one["estimate"]["mfu"] == best
+            rows.append((*row[:-1], f"**{row[-1]}**") if first else row)
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([FOUND, *lines]) + "\n"
+
+
 def _cells(one: dict[str, Any]) -> tuple[str, ...]:
     memory, bound = one["bytes_per_device"], one["bound"]
     state = sum(memory[name] for name in ("params", "target", "optimizer"))
@@ -181,6 +229,7 @@ def main() -> None:
     """Compiles what is not in the file yet."""
     parser = argparse.ArgumentParser(description="pods on paper")
     parser.add_argument("--out", type=Path, required=True, help="JSON file, read and written")
+    parser.add_argument("--search", action="store_true", help="look for the best settings")
     parser.add_argument("--report", type=Path, help="Markdown file; nothing is compiled")
     args = parser.parse_args()
     found = json.loads(args.out.read_text()) if args.out.exists() else {}
@@ -189,11 +238,24 @@ def main() -> None:
     if args.report:
         import levers  # which imports this
 
-        told = json.loads(LEVERS.read_text()) if LEVERS.exists() else {}
-        args.report.write_text(table(found) + (levers.section(told) if told else ""))
+        text = table(found)
+        for path, section in ((SEARCH, search_section), (LEVERS, levers.section)):
+            text += section(json.loads(path.read_text())) if path.exists() else ""
+        args.report.write_text(text)
         return
     with tempfile.TemporaryDirectory() as folder:
         texts = text_folders(Path(folder))
+        if args.search:
+            found.pop("extra_flops")
+            for size, topology in itertools.product(*SEARCHED):
+                case = f"{size} on {topology}"
+                if case not in found["cases"]:
+                    argument, overrides = SIZES[size]
+                    tried = ask(argument, overrides | texts["cached"], topology, "--search")
+                    found["cases"][case] = tried
+                    args.out.write_text(json.dumps(found, indent=1) + "\n")
+                    print(case, "done", flush=True)
+            return
         for size, (argument, overrides) in SIZES.items():
             if found["extra_flops"].get(size, {}).keys() != texts.keys():
                 found["extra_flops"][size] = extra(argument, overrides, texts)

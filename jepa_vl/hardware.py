@@ -46,7 +46,8 @@ class Chip:
       accelerator: prefix of the accelerator type in Google Cloud, as in v5litepod-16.
       runtime: software version of its TPU VMs.
       flags: of XLA, used by launchers and ``jepa-vl compile`` alike.
-      clock: cycles/s of a TPU at its peak; 0: not known.
+      clock: cycles/s of a TPU at its peak: the peak over the products of a cycle, a power of two,
+        just above what the compiler counts of a large one. 0: not known.
     """
 
     name: str
@@ -77,7 +78,7 @@ CHIPS = {
         Chip("v5p", r"TPU v5p?$", 459e12, int(95.74 * GIB), 2.77e12, 9e10, 2, 16, 4, 2, 3,
              "v5p", "v2-alpha-tpuv5", _ASYNC, 1.75e9),
         Chip("v6e", r"TPU v6 lite", 918e12, int(31.25 * GIB), 1.64e12, 9e10, 2, 16, 8, 1, 2,
-             "v6e", "v2-alpha-tpuv6e", _ASYNC | {"xla_tpu_scoped_vmem_limit_kib": "98304"}),
+             "v6e", "v2-alpha-tpuv6e", _ASYNC | {"xla_tpu_scoped_vmem_limit_kib": "98304"}, 1.75e9),
         Chip("a100", r"A100", 312e12, 80 * GIB, 2.04e12, 3e11, 1, 8, 8, flags=_GPU),
         Chip("h100", r"H100", 989e12, 80 * GIB, 3.35e12, 4.5e11, 1, 8, 8, flags=_GPU),
         Chip("h200", r"H200", 989e12, 141 * GIB, 4.8e12, 4.5e11, 1, 8, 8, flags=_GPU),

@@ -1,5 +1,6 @@
 """Promises of ``jepa-vl compile``: what it says of a step is true, and bad input is one line."""
 
+import contextlib
 import dataclasses
 import importlib.util
 import json
@@ -11,6 +12,7 @@ import pytest
 from jepa_vl import objectives
 from jepa_vl.cli.main import main
 from jepa_vl.config import ConfigError
+from jepa_vl.schema import MeshConfig
 from jepa_vl.training import aot, flops, topology
 from jepa_vl.training import state as train_state
 from tests.tiny import tiny
@@ -207,11 +209,43 @@ def test_a_search_prints_the_best_that_fit_and_the_flags_for_the_first(
     assert "the first: --config.train.batch_size=16 --config.train.remat=dots" in text
     ranking = text[text.index("images/s, bound") :].splitlines()[1:]
     rows = [row.split()[:2] for row in ranking if row.split()[:1] in (["8"], ["16"])]
-    assert rows == [["16", "dots"]] * 3 and sum(one.get("fits", False) for one in found) > 3
-    assert {(one["batch_size"], one["remat"]) for one in found} == {
-        (b, r) for b in (8, 16) for r in ("none", "dots", "full")
-    }
+    assert rows == [["16", "dots"], ["8", "dots"], ["8", "dots"]]
+    # One setting after another: what is kept, how many devices share parameters, the batch.
+    assert [(one["remat"], one["fsdp"], one["batch_size"]) for one in found] == [
+        ("dots", 16, 8), ("none", 16, 8), ("full", 16, 8),
+        ("dots", 1, 8), ("dots", 4, 8), ("dots", 256, 8), ("dots", 16, 16),
+    ]  # fmt: skip
     assert all(one["fits"] == (one["remat"] != "none") for one in found if "fits" in one)
+
+
+def test_a_search_of_which_nothing_fits_goes_on_from_what_is_nearest(monkeypatch, tmp_path, capsys):
+    def large(config, where, devices):
+        found = fake(dataclasses.replace(config, mesh=MeshConfig(fsdp=1)), where, devices)
+        size = found.memory["params"] * 2**6 // config.mesh.fsdp
+        fits = size <= 2**30
+        mesh = found.mesh | {"fsdp": config.mesh.fsdp}
+        return dataclasses.replace(found, memory={"params": size}, fits=fits, mesh=mesh)
+
+    monkeypatch.setattr(aot, "compile_step", large)
+    monkeypatch.setattr(topology, "devices", lambda where: [None] * where.devices)
+    assert compiled(tmp_path, "v5e-16", "--search")[0] == 1
+    assert "nothing of this fits" in capsys.readouterr().out
+    code, found = compiled(tmp_path, "v5e-256", "--search")
+    assert code == 0 and found[-1]["remat"] == "full" and found[-1]["fsdp"] == 256
+
+
+def test_a_search_that_is_killed_has_written_what_it_found(monkeypatch, tmp_path):
+    def dies(config, where, devices):
+        if config.train.remat == "full":
+            raise KeyboardInterrupt
+        return fake(config, where, devices)
+
+    monkeypatch.setattr(aot, "compile_step", dies)
+    monkeypatch.setattr(topology, "devices", lambda where: [None] * where.devices)
+    with contextlib.suppress(KeyboardInterrupt):
+        compiled(tmp_path, "v5e-256", "--search")
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert [one["remat"] for one in found] == ["dots", "none"]
 
 
 def test_a_search_ranks_by_the_estimate_where_there_is_one(monkeypatch, tmp_path, capsys):

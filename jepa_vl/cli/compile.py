@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +33,7 @@ def run(args: argparse.Namespace, overrides: Sequence[configs.Override]) -> int:
     Raises:
       ConfigError: a bad configuration or topology, or no TPU compiler.
     """
-    from jepa_vl.training import topology
+    from jepa_vl.training import aot, topology
 
     where = topology.parse(args.topology)
     config = configs.load(args.config, overrides, reads_data=False)
@@ -40,49 +41,71 @@ def run(args: argparse.Namespace, overrides: Sequence[configs.Override]) -> int:
         writable("--json", str(Path(args.json).absolute().parent))
     topology.prepare(where)
     devices = topology.devices(where)
-    tried = [
-        _tried(c, where, devices, args.search) for c in _candidates(config, where, args.search)
-    ]
-    fitting = sorted(
-        (t for t in tried if t[1] is not None and t[1].fits is not False), key=_slowness
-    )
     if args.search:
-        print()
-        print("\n".join(_ranking(fitting[:SHOWN])))
-    best = fitting[0] if fitting else tried[0]
-    if best[1] is None:
-        raise ConfigError("--topology", args.topology, f"nothing could be compiled: {best[2]}")
-    if not args.search:
-        print("\n".join(_table(best[1])))
+        return _search(config, where, devices, args)
+    found = aot.compile_step(config, where, devices)
+    print("\n".join(_table(found)))
     if args.json:
-        parts = [_json(*t) for t in tried] if args.search else best[1].to_json()
-        Path(args.json).write_text(json.dumps(parts, indent=2) + "\n")
-    return 0 if fitting else DOES_NOT_FIT
+        Path(args.json).write_text(json.dumps(found.to_json(), indent=2) + "\n")
+    return DOES_NOT_FIT if found.fits is False else 0
 
 
 Tried = tuple[Config, Any, str]  # configuration, what was found, why nothing was
 
 
-def _candidates(config: Config, where: Any, search: bool) -> Iterator[Config]:
-    """The configuration, or for a search: batch x what is kept x fsdp."""
-    if not search:
-        yield config
-        return
-    widest = max(1, where.chip.fsdp)
-    sizes = sorted({1, max(1, widest // 4), widest, where.devices // where.slices})
-    for batch in (config.train.batch_size, 2 * config.train.batch_size):
-        for fsdp in (size for size in sizes if where.devices // where.slices % size == 0):
-            for remat in ("none", "dots", "full"):
-                train = replace(config.train, batch_size=batch, remat=remat)
-                mesh = replace(config.mesh, data=-1, fsdp=fsdp)
-                yield replace(config, train=train, mesh=mesh)
+def _search(config: Config, where: Any, devices: list[Any], args: argparse.Namespace) -> int:
+    """One setting after another, each from the best so far; see :func:`run`."""
+    tried: list[Tried] = []
+    best = config
+    for vary in (_keeping, _sharding, _doubled):
+        for one in vary(best, where):
+            if all(one != other for other, _, _ in tried):
+                tried.append(_tried(one, where, devices))
+                if args.json:  # what is known so far
+                    parts = [_json(*t) for t in tried]
+                    Path(args.json).write_text(json.dumps(parts, indent=2) + "\n")
+        compiled = [t for t in tried if t[1] is not None]
+        if compiled:
+            best = min(compiled, key=_badness)[0]
+    if not compiled:
+        rule = f"nothing could be compiled: {tried[0][2]}"
+        raise ConfigError("--topology", args.topology, rule)
+    fitting = sorted((t for t in compiled if t[1].fits is not False), key=_badness)
+    print()
+    print("\n".join(_ranking(fitting[:SHOWN])))
+    return 0 if fitting else DOES_NOT_FIT
 
 
-def _tried(config: Config, where: Any, devices: list[Any], search: bool) -> Tried:
+def _keeping(config: Config, where: Any) -> Iterator[Config]:
+    """What the backward pass keeps; parameters sharded as suits the chip."""
+    fsdp = config.mesh.fsdp or math.gcd(_room(config, where), max(1, where.chip.fsdp))
+    mesh = replace(config.mesh, data=-1, fsdp=fsdp)
+    for remat in ("dots", "none", "full"):
+        yield replace(config, mesh=mesh, train=replace(config.train, remat=remat))
+
+
+def _sharding(config: Config, where: Any) -> Iterator[Config]:
+    """How many devices hold parameters together."""
+    widest, room = max(1, where.chip.fsdp), _room(config, where)
+    for fsdp in sorted({1, max(1, widest // 4), widest, room}):
+        if room % fsdp == 0:
+            yield replace(config, mesh=replace(config.mesh, data=-1, fsdp=fsdp))
+
+
+def _doubled(config: Config, where: Any) -> Iterator[Config]:
+    """Twice the batch."""
+    yield replace(config, train=replace(config.train, batch_size=2 * config.train.batch_size))
+
+
+def _room(config: Config, where: Any) -> int:
+    """Devices of a slice that axis fsdp may have."""
+    return max(1, where.devices // where.slices // config.mesh.tensor)
+
+
+def _tried(config: Config, where: Any, devices: list[Any]) -> Tried:
+    """Compiles one of a search, and says in a line what came of it."""
     from jepa_vl.training import aot
 
-    if not search:
-        return config, aot.compile_step(config, where, devices), ""
     name = f"batch {config.train.batch_size}, fsdp {config.mesh.fsdp}, remat {config.train.remat}"
     try:
         found = aot.compile_step(config, where, devices)
@@ -95,15 +118,18 @@ def _tried(config: Config, where: Any, devices: list[Any], search: bool) -> Trie
 
 
 def _rate(found: Any) -> str:
-    bound = found.bound
-    return f", at most {bound['images_per_second']:,.0f} images/s" if bound else ""
+    bound, estimate = found.bound, found.estimate
+    most = f", at most {bound['images_per_second']:,.0f} images/s" if bound else ""
+    return most + (f", estimate {estimate['images_per_second']:,.0f}" if estimate else "")
 
 
-def _slowness(tried: Tried) -> tuple[float, int]:
-    """Seconds an image by the estimate, where there is none by the bound; then memory."""
+def _badness(tried: Tried) -> tuple[bool, float, int]:
+    """Seconds an image by the estimate, else by the bound; what does not fit is last, by memory."""
     found = tried[1]
+    if found.fits is False:
+        return True, 0.0, found.total
     told = found.estimate or found.bound
-    return (told["step_seconds"] / found.images if told else 0.0, found.total)
+    return False, told["step_seconds"] / found.images if told else 0.0, found.total
 
 
 def _json(config: Config, found: Any, why: str) -> dict[str, Any]:
