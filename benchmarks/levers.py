@@ -125,7 +125,7 @@ BOTH = ("predictor", "encoder")
 LEVERS = {
     AS_IT_IS: Lever(BOTH),
     "remat none": Lever(BOTH, {"train.remat": "none"}),
-    "remat full": Lever(("predictor",), {"train.remat": "full"}),
+    "remat full": Lever(BOTH, {"train.remat": "full"}),
     "8 images at a time (x 4)": Lever(("predictor",), {"train.batch_size": "8"}),
     "predictor.heads=6": Lever(("predictor",), {"predictor.heads": "6"}),
     "conditioner.mlp_ratio=1": Lever(("predictor",), {"conditioner.mlp_ratio": "1"}),

@@ -27,7 +27,7 @@ from jepa_vl.training import flops
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = ROOT / "configs" / "tcjepa_in1k.py"
-SEARCHED = ("L/16", "H/14", "g/16"), ("v5e-64", "v6e-64")
+SEARCHED = ("v5e-64", "v6e-64"), ("L/16", "H/14", "g/16")
 SEARCH = ROOT / "benchmarks" / "results" / "pod_search.json"
 LEVERS = ROOT / "benchmarks" / "results" / "pod_levers.json"
 GIB = 2**30
@@ -60,7 +60,7 @@ length of training. Hours are of 600 epochs of ImageNet-1k, of H/14 300. Compile
 computed again. Of collectives the bytes of results on each device are counted. Bold is what breaks
 a rule: 15 % of a device's memory are left, compiled and model FLOPs differ by 5 % at most. The
 estimate is the compiler's static count of cycles and after them the network at its peak, nothing
-overlapping; a case without one is older than it, or of a chip whose clock is not known.
+overlapping; "of cycles alone" is its MFU if communication cost nothing.
 
     python benchmarks/pods.py --out benchmarks/pods.json
     python benchmarks/pods.py --out benchmarks/pods.json --report launch/pods.md
@@ -143,7 +143,7 @@ def table(found: dict[str, Any]) -> str:
     head = (
         "size", "on", "remat", "fits", "GiB a device", "memory left", "state", "temporaries",
         "FLOPs, compiled / model", "all-gather, all-reduce GB", "compute, memory, network ms",
-        "bound: images/s", "MFU", "chip-hours", "estimate: images/s", "MFU",
+        "bound: images/s", "MFU", "chip-hours", "estimate: images/s", "MFU", "of cycles alone",
     )  # fmt: skip
     rows = [head, ("---",) * len(head)]
     for case, one in found["cases"].items():
@@ -164,7 +164,7 @@ def table(found: dict[str, Any]) -> str:
 def search_section(found: dict[str, Any]) -> str:
     """Of the report: all that searches tried, and the best of each."""
     head = ("size", "on", "batch", "remat", "data x fsdp", "fits", "GiB a device",
-            "network ms", "estimate: images/s", "MFU")  # fmt: skip
+            "network ms", "estimate: images/s", "MFU", "of cycles alone")  # fmt: skip
     rows = [head, ("---",) * len(head)]
     for case, tried in found["cases"].items():
         fitting = [t for t in tried if t.get("fits") and t["batch_size"] == tried[0]["batch_size"]]
@@ -173,18 +173,18 @@ def search_section(found: dict[str, Any]) -> str:
             size, topology = case.split(" on ")
             if "refused" in one:
                 rows.append((size, topology, str(one["batch_size"]), one["remat"],
-                             str(one["fsdp"]), "refused", *("-",) * 4))  # fmt: skip
+                             str(one["fsdp"]), "refused", *("-",) * 5))  # fmt: skip
                 continue
-            told = _speed(one["estimate"]) if one["estimate"] else ("-", "-")
             network = 1e3 * one["seconds_at_peak"]["network"] if one["seconds_at_peak"] else 0.0
             row = (
                 size, topology, str(one["batch_size"]), one["remat"],
                 f"{one['mesh']['data']} x {one['mesh']['fsdp']}",
                 "yes" if one["fits"] else "**no**",
-                f"{one['bytes_per_device']['total'] / GIB:.2f}", f"{network:.1f}", *told,
+                f"{one['bytes_per_device']['total'] / GIB:.2f}", f"{network:.1f}",
+                *_told(one["estimate"]),
             )  # fmt: skip
             first = one in fitting and one["estimate"]["mfu"] == best
-            rows.append((*row[:-1], f"**{row[-1]}**") if first else row)
+            rows.append((*row[:-2], f"**{row[-2]}**", row[-1]) if first else row)
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join([FOUND, *lines]) + "\n"
 
@@ -204,13 +204,13 @@ def _cells(one: dict[str, Any]) -> tuple[str, ...]:
         temporaries,
     )
     if bound is None:
-        return (*cells, *("-",) * 8)
+        return (*cells, *("-",) * 9)
     ratio = one["flops"]["compiler"] / one["flops"]["analytic"]
     estimate = one.get("estimate")  # of cases compiled before there was one: none
     kinds = (one["collectives"].get(kind, {"bytes": 0}) for kind in ("all-gather", "all-reduce"))
     gathered = ", ".join(f"{kind['bytes'] / 1e9:.2f}" for kind in kinds)
     peaks = ", ".join(f"{1e3 * value:.1f}" for value in one["seconds_at_peak"].values())
-    speed, told = _speed(bound), _speed(estimate) if estimate else ("-", "-")
+    speed, told = _speed(bound), _told(estimate)
     hours = f"{bound['chip_hours']:,.0f}"
     agrees = _ruled(f"{ratio:.3f}", abs(ratio - 1) <= AGREES)
     return (*cells, agrees, gathered, peaks, *speed, hours, *told)
@@ -219,6 +219,11 @@ def _cells(one: dict[str, Any]) -> tuple[str, ...]:
 def _ruled(cell: str, holds: bool) -> str:
     """Bold where a rule is broken."""
     return cell if holds else f"**{cell}**"
+
+
+def _told(estimate: dict[str, float] | None) -> tuple[str, str, str]:
+    """Of chips without a clock: nothing."""
+    return (*_speed(estimate), f"{estimate['mfu_of_cycles']:.2f}") if estimate else ("-",) * 3
 
 
 def _speed(told: dict[str, float]) -> tuple[str, str]:
@@ -230,6 +235,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="pods on paper")
     parser.add_argument("--out", type=Path, required=True, help="JSON file, read and written")
     parser.add_argument("--search", action="store_true", help="look for the best settings")
+    parser.add_argument("--on", action="append", choices=TOPOLOGIES, help="these alone")
     parser.add_argument("--report", type=Path, help="Markdown file; nothing is compiled")
     args = parser.parse_args()
     found = json.loads(args.out.read_text()) if args.out.exists() else {}
@@ -247,9 +253,9 @@ def main() -> None:
         texts = text_folders(Path(folder))
         if args.search:
             found.pop("extra_flops")
-            for size, topology in itertools.product(*SEARCHED):
+            for topology, size in itertools.product(*SEARCHED):
                 case = f"{size} on {topology}"
-                if case not in found["cases"]:
+                if case not in found["cases"] and topology in (args.on or TOPOLOGIES):
                     argument, overrides = SIZES[size]
                     tried = ask(argument, overrides | texts["cached"], topology, "--search")
                     found["cases"][case] = tried
@@ -260,7 +266,7 @@ def main() -> None:
             if found["extra_flops"].get(size, {}).keys() != texts.keys():
                 found["extra_flops"][size] = extra(argument, overrides, texts)
                 args.out.write_text(json.dumps(found, indent=1) + "\n")
-        for topology in TOPOLOGIES:
+        for topology in args.on or TOPOLOGIES:
             for size, (argument, overrides) in SIZES.items():
                 case = f"{size} on {topology}"
                 if case in found["cases"]:

@@ -265,16 +265,16 @@ def test_the_table_of_a_search_tells_all_that_was_tried_and_marks_the_best(monke
             "batch_size": batch, "remat": "dots", "fsdp": 16, "fits": fits,
             "mesh": {"data": 4, "fsdp": 16, "tensor": 1}, "seconds_at_peak": {"network": 0.0152},
             "bytes_per_device": {"total": 4 * 2**30},
-            "estimate": {"mfu": mfu, "images_per_second": 10267.4},
+            "estimate": {"mfu": mfu, "images_per_second": 10267.4, "mfu_of_cycles": 0.28},
         }  # fmt: skip
 
     refused = {"batch_size": 2048, "remat": "dots", "fsdp": 3, "refused": "does not divide"}
     ways = [tried(2048, True, 0.24), tried(2048, False, 0.5), tried(4096, True, 0.3), refused]
     text = pods.search_section({"cases": {"L/16 on v5e-64": ways}})
     start = "| L/16 | v5e-64 | 2048 | dots | 4 x 16 | "
-    assert start + "yes | 4.00 | 15.2 | 10,267 | **0.24** |" in text
-    assert start + "**no** | 4.00 | 15.2 | 10,267 | 0.50 |" in text
-    assert text.count("**0.") == 1 and "| 3 | refused | - | - | - | - |" in text
+    assert start + "yes | 4.00 | 15.2 | 10,267 | **0.24** | 0.28 |" in text
+    assert start + "**no** | 4.00 | 15.2 | 10,267 | 0.50 | 0.28 |" in text
+    assert text.count("**0.") == 1 and "| 3 | refused | - | - | - | - | - |" in text
 
 
 @pytest.mark.slow

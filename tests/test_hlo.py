@@ -146,3 +146,23 @@ def test_a_real_program_of_the_cpu_compiler_is_read():
     assert program.flops() == 3 * forward  # a loop is one: x of the first layer has a gradient too
     (summed,) = program.collectives()
     assert (summed.kind, summed.group, summed.bytes) == ("all-reduce", 4, 5 * 64 * 64 * 4)
+
+
+@pytest.mark.parametrize(
+    ("groups", "size"),
+    [
+        ("{{0,1,2,3},{4,5,6,7}}, dimensions={0}", 4),
+        ("[2,4]<=[8], use_global_device_ids=true", 4),
+        ("mesh['a'=2,'b'=4] {'b'}, dimensions={0}", 4),
+        ("mesh['a'=1,'b'=16,'c'=4], device_ids=([4,16]T(1,0)) {'b'}, dimensions={0}", 16),
+        ("mesh['a'=2,'b'=16] {'a','b'}, use_global_device_ids=true", 32),
+    ],
+)
+def test_groups_of_a_collective_are_read_however_they_are_told(groups, size):
+    assert hlo.group_size(f", channel_id=1, replica_groups={groups}") == size
+
+
+def test_groups_told_in_another_way_are_not_taken_for_none():
+    assert hlo.group_size(", source_target_pairs={{0,1},{1,0}}") == 0
+    with pytest.raises(ValueError, match="groups of a collective: replica_groups=other"):
+        hlo.group_size(", replica_groups=other(8)")

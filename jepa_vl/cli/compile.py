@@ -240,7 +240,8 @@ def _estimated(found: Any) -> list[str]:
     if told is None:
         return []
     return [
-        f"estimate: step {1e3 * told['step_seconds']:,.1f} ms, MFU {told['mfu']:.2f}, "
+        f"estimate: step {1e3 * told['step_seconds']:,.1f} ms, MFU {told['mfu']:.2f} "
+        f"({told['mfu_of_cycles']:.2f} if communication cost nothing), "
         f"{told['images_per_second']:,.0f} images/s",
         ESTIMATED,
     ]

@@ -91,11 +91,13 @@ class Compiled:
         """The compiler's cycles, and after them the network at its peak; None: not known.
 
         Nothing overlaps here, and the cost model is pessimistic: good for comparing variants.
+        ``mfu_of_cycles`` is that of a step whose communication costs nothing.
         """
         if not self.cycles or not self.clock or not self.bounds:
             return None
-        step = self.cycles / self.clock + self.bounds["network"]
-        return {"cycles": self.cycles} | self._rates(step)
+        seconds = self.cycles / self.clock
+        found = {"cycles": self.cycles} | self._rates(seconds + self.bounds["network"])
+        return found | {"mfu_of_cycles": self._rates(seconds)["mfu"]}
 
     def _rates(self, step: float) -> dict[str, float]:
         """What a step of so many seconds comes to."""

@@ -339,8 +339,12 @@ def _valid_positions(
 
 
 def group_size(rest: str) -> int:
-    """Devices of each group of a collective; 0 where it is not said (a permutation)."""
-    mesh = re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", rest)
+    """Devices of each group of a collective; 0 where it is not said (a permutation).
+
+    Raises:
+      ValueError: groups are told in a way that this does not know.
+    """
+    mesh = re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", rest)
     if mesh:
         sizes = dict(re.findall(r"'([\w]+)'=(\d+)", mesh[1]))
         return math.prod(int(sizes[name]) for name in re.findall(r"'([\w]+)'", mesh[2]))
@@ -348,4 +352,6 @@ def group_size(rest: str) -> int:
     if iota:
         return int(iota[1])
     listed = re.search(r"replica_groups=\{\{([\d,]+)\}", rest)
+    if not listed and "replica_groups=" in rest:
+        raise ValueError(f"groups of a collective: {rest[rest.index('replica_groups=') :][:80]}")
     return len(listed[1].split(",")) if listed else 0
