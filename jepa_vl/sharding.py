@@ -234,7 +234,7 @@ def whole(kernel: Array, name: str) -> Array:
 def all_whole(params: PyTree, dtype: Any) -> PyTree:
     """Parameters with all kernels as products read them (:func:`whole`), put together at once.
 
-    The gradient of each goes back to where the parameter lives, as it does there.
+    The gradient of each comes summed by the product that read it, and stays where it lies.
 
     Args:
       params: a part of the train state.
@@ -261,9 +261,15 @@ def _whole(kernel: Array, name: str, summed: bool = False) -> Array:
     return jax.lax.with_sharding_constraint(kernel, _specs(name, kernel.shape)[1])
 
 
+def _scatters() -> bool:
+    """Does the compiler sum shards and keep the own one in one go? That of TPUs does."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device is not None and device.platform == "tpu"
+
+
 def _whole_backward(name: str, summed: bool, residual: None, grad: Array) -> tuple[Array]:
     home, gathered = _specs(name, grad.shape)
-    if not summed:  # by the product that read it
+    if not summed and not _scatters():
         # Sum first, then keep the own part; without this it becomes a loop of its own.
         grad = jax.lax.with_sharding_constraint(grad, gathered)
     return (jax.lax.with_sharding_constraint(grad, home),)

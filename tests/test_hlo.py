@@ -84,6 +84,28 @@ def test_collectives_are_counted_once_a_channel_with_the_bytes_of_their_results(
     ]
 
 
+def test_a_reduce_scatter_of_the_tpu_compiler_is_told_from_an_all_reduce():
+    """It is a fusion of that name; others of another shape may have its channel."""
+    text = """\
+%all-reduce-scatter.1 (a: bf16[16,64]) -> bf16[4,64] {
+  %a = bf16[16,64]{1,0} parameter(0)
+  %sum = bf16[16,64]{1,0} all-reduce(%a), channel_id=1, replica_groups=[2,4]<=[8], to_apply=%add
+  ROOT %own = bf16[4,64]{1,0} dynamic-slice(%sum), dynamic_slice_sizes={4,64}
+}
+
+ENTRY %main (b: bf16[16,64], c: f32[32]) -> bf16[4,64] {
+  %b = bf16[16,64]{1,0} parameter(0)
+  %c = f32[32]{0} parameter(1)
+  %all = f32[32]{0} all-reduce(%c), channel_id=1, replica_groups=[2,4]<=[8], to_apply=%add
+  ROOT %scattered = bf16[4,64]{1,0} fusion(%b), kind=kCustom, calls=%all-reduce-scatter.1
+}
+"""
+    assert hlo.Program(text).collectives() == [
+        hlo.Collective("all-reduce", 4, 1, 32 * 4),
+        hlo.Collective("reduce-scatter", 4, 1, 4 * 64 * 2),
+    ]
+
+
 def test_of_a_stack_a_slice_moves_and_what_stays_on_the_chip_does_not(program):
     # A layer of the stack and the weights are read in each round; the products stay on the chip.
     inside = 12 * (8 * 128 * 2 + 4 + 128 * 256 * 2)

@@ -144,7 +144,7 @@ class Program:
         """What devices send each other, each kind and size of group once."""
         count: Counter[tuple[str, int]] = Counter()
         size: Counter[tuple[str, int]] = Counter()
-        seen: dict[str, set[str]] = defaultdict(set)
+        seen: dict[str, set[tuple[str, tuple]]] = defaultdict(set)
         for name, times in self.runs.items():
             for operation in self.computations[name]:
                 kind = operation.kind.removesuffix("-start")
@@ -152,16 +152,20 @@ class Program:
                     continue
                 # One that runs beside computation stands in each fusion that moves it on.
                 channel = re.search(r"channel_id=(\d+)", operation.rest)
-                mark = channel[1] if channel else operation.name
+                shapes = tuple(b.shape for b in operation.out)
+                mark = (channel[1], shapes) if channel else (operation.name, ())
                 if mark in seen[kind]:
                     continue
                 seen[kind].add(mark)
-                key = kind, group_size(operation.rest)
+                group, share = group_size(operation.rest), 1
+                if name.startswith("all-reduce-scatter"):  # so XLA:TPU writes a reduce-scatter
+                    kind, share = "reduce-scatter", group
+                key = kind, group
                 parts = operation.out
                 if operation.kind.endswith("-start") and len(parts) > 1:  # (operands, results, ...)
                     parts = [max(parts, key=lambda b: b.bytes)]
                 count[key] += times
-                size[key] += times * sum(b.bytes for b in parts)
+                size[key] += times * sum(b.bytes for b in parts) // share
         return [Collective(*key, count[key], size[key]) for key in sorted(count)]
 
     def bytes_moved(self) -> int:
