@@ -135,6 +135,19 @@ def test_parameters_target_and_moments_are_told_apart(tmp_path):
 
 
 @needs_libtpu
+def test_gradients_of_sharded_kernels_are_summed_and_scattered_in_one_go(tmp_path):
+    """An all-reduce of them would move twice the bytes."""
+    values = {"encoder.width": 512, "encoder.heads": 8, "mesh.fsdp": 4, "train.batch_size": 16}
+    values |= {"train.dtype": "bfloat16", "train.scan_layers": "true"}
+    words = [f"--config.{name}={value}" for name, value in values.items()]
+    code, found = compiled(tmp_path, "v5e-16", *words)
+    assert code == 0 and found["mesh"] == {"data": 4, "fsdp": 4, "tensor": 1}
+    moved = {kind: told["bytes"] for kind, told in found["collectives"].items()}
+    kernels = found["bytes_per_device"]["params"] / 2  # in bfloat16, a quarter on each device
+    assert moved["reduce-scatter"] > 0.5 * kernels  # the small ones are not worth it
+
+
+@needs_libtpu
 def test_a_step_for_v5e_16_fits_is_donated_and_has_a_bound(tmp_path, capsys):
     sizes = {"encoder.width": 256, "encoder.heads": 4, "predictor.width": 128}
     how = {"batch_size": 16, "dtype": "bfloat16", "scan_layers": "true", "remat": "dots"}
