@@ -4,15 +4,18 @@
 
 Goes on where it stopped; a case is one run of ``jepa-vl compile``. Needs the [tpu] extra, and some
 minutes of CPU a case. ``--search`` has ``jepa-vl compile --search`` look for the best settings of
-three sizes instead. ``--report launch/pods.md`` writes the tables.
+three sizes instead, ``--settings`` compiles one step with others. ``--report launch/pods.md``
+writes the tables.
 """
 
 import argparse
+import functools
 import itertools
 import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -27,8 +30,9 @@ from jepa_vl.training import flops
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = ROOT / "configs" / "tcjepa_in1k.py"
-SEARCHED = ("v5e-64", "v6e-64"), ("L/16", "H/14", "g/16")
+SEARCHED, ON_SEARCHED = ("L/16", "H/14", "g/16"), ("v5e-64", "v6e-64")
 SEARCH = ROOT / "benchmarks" / "results" / "pod_search.json"
+SETTINGS = ROOT / "benchmarks" / "results" / "pod_settings.json"
 LEVERS = ROOT / "benchmarks" / "results" / "pod_levers.json"
 GIB = 2**30
 ROOM = 0.15  # of a device's memory that a case is to leave
@@ -41,6 +45,8 @@ SIZES = {
     "g/16": ("size=L", {"encoder.variant": "g", "predictor.depth": "16"}),
 }
 TOPOLOGIES = ("v5e-64", "v5e-256", "v5p-128", "v6e-64")
+# What is changed of L/16 on v5e-64 with remat full, the best that the search found.
+OTHERS = ("train.remat=full", "train.gather=step", "train.micro_batches=2", "predictor.heads=6")
 # T5-base, as its config.json describes it: shapes are all that is needed here.
 T5_BASE = {
     "model_type": "t5", "vocab_size": 32128, "d_model": 768, "d_kv": 64, "d_ff": 3072,
@@ -79,6 +85,15 @@ devices share parameters (of data x fsdp), then twice the batch, each from the b
 estimate. In bold the best at a global batch of 2048.
 
     python benchmarks/pods.py --search --out benchmarks/results/pod_search.json
+"""
+
+
+OF_A_STEP = """
+## Other settings of a whole step
+
+L/16 on v5e-64 with `train.remat=full`, and with one more.
+
+    python benchmarks/pods.py --settings --out benchmarks/results/pod_settings.json
 """
 
 
@@ -189,6 +204,17 @@ def search_section(found: dict[str, Any]) -> str:
     return "\n".join([FOUND, *lines]) + "\n"
 
 
+def settings_section(found: dict[str, Any]) -> str:
+    """Of the report: one step with other settings."""
+    head = ("setting", "GiB a device", "network ms", "estimate: images/s", "MFU", "of cycles alone")
+    rows = [head, ("---",) * len(head)]
+    for name, one in found["cases"].items():
+        network = f"{1e3 * one['seconds_at_peak']['network']:.1f}"
+        total = f"{one['bytes_per_device']['total'] / GIB:.2f}"
+        rows.append((f"`{name}`", total, network, *_told(one["estimate"])))
+    return "\n".join([OF_A_STEP, *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"
+
+
 def _cells(one: dict[str, Any]) -> tuple[str, ...]:
     memory, bound = one["bytes_per_device"], one["bound"]
     state = sum(memory[name] for name in ("params", "target", "optimizer"))
@@ -223,11 +249,35 @@ def _ruled(cell: str, holds: bool) -> str:
 
 def _told(estimate: dict[str, float] | None) -> tuple[str, str, str]:
     """Of chips without a clock: nothing."""
-    return (*_speed(estimate), f"{estimate['mfu_of_cycles']:.2f}") if estimate else ("-",) * 3
+    if estimate is None:
+        return "-", "-", "-"
+    return (*_speed(estimate), f"{estimate['mfu_of_cycles']:.2f}")
 
 
 def _speed(told: dict[str, float]) -> tuple[str, str]:
     return f"{told['images_per_second']:,.0f}", f"{told['mfu']:.2f}"
+
+
+def cases(args: argparse.Namespace, text: dict[str, str]) -> Iterator[tuple[str, Callable]]:
+    """The name of each case that is asked for, and what compiles it."""
+    if args.settings:
+        argument, overrides = SIZES["L/16"]
+        for setting in OTHERS:
+            changed = {
+                word.partition("=")[0]: word.partition("=")[2] for word in (OTHERS[0], setting)
+            }
+            yield setting, functools.partial(ask, argument, overrides | text | changed, "v5e-64")
+        return
+    sizes = SEARCHED if args.search else tuple(SIZES)
+    for topology, size in itertools.product(TOPOLOGIES, sizes):
+        if topology not in (args.on or (ON_SEARCHED if args.search else TOPOLOGIES)):
+            continue
+        argument, overrides = SIZES[size]
+        values = overrides | text, topology
+        way = functools.partial(ask, argument, *values, "--search")
+        if not args.search:
+            way = functools.partial(compiled, argument, *values)
+        yield f"{size} on {topology}", way
 
 
 def main() -> None:
@@ -235,6 +285,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="pods on paper")
     parser.add_argument("--out", type=Path, required=True, help="JSON file, read and written")
     parser.add_argument("--search", action="store_true", help="look for the best settings")
+    parser.add_argument("--settings", action="store_true", help="one step with others")
     parser.add_argument("--on", action="append", choices=TOPOLOGIES, help="these alone")
     parser.add_argument("--report", type=Path, help="Markdown file; nothing is compiled")
     args = parser.parse_args()
@@ -245,35 +296,25 @@ def main() -> None:
         import levers  # which imports this
 
         text = table(found)
-        for path, section in ((SEARCH, search_section), (LEVERS, levers.section)):
+        sections = {SEARCH: search_section, SETTINGS: settings_section, LEVERS: levers.section}
+        for path, section in sections.items():
             text += section(json.loads(path.read_text())) if path.exists() else ""
         args.report.write_text(text)
         return
     with tempfile.TemporaryDirectory() as folder:
         texts = text_folders(Path(folder))
-        if args.search:
+        if args.search or args.settings:
             found.pop("extra_flops")
-            for topology, size in itertools.product(*SEARCHED):
-                case = f"{size} on {topology}"
-                if case not in found["cases"] and topology in (args.on or TOPOLOGIES):
-                    argument, overrides = SIZES[size]
-                    tried = ask(argument, overrides | texts["cached"], topology, "--search")
-                    found["cases"][case] = tried
-                    args.out.write_text(json.dumps(found, indent=1) + "\n")
-                    print(case, "done", flush=True)
-            return
         for size, (argument, overrides) in SIZES.items():
-            if found["extra_flops"].get(size, {}).keys() != texts.keys():
+            if "extra_flops" in found and found["extra_flops"].get(size, {}).keys() != texts.keys():
                 found["extra_flops"][size] = extra(argument, overrides, texts)
                 args.out.write_text(json.dumps(found, indent=1) + "\n")
-        for topology in args.on or TOPOLOGIES:
-            for size, (argument, overrides) in SIZES.items():
-                case = f"{size} on {topology}"
-                if case in found["cases"]:
-                    continue
-                found["cases"][case] = compiled(argument, overrides | texts["cached"], topology)
-                args.out.write_text(json.dumps(found, indent=1) + "\n")
-                print(case, "done", flush=True)
+        for case, compile_it in cases(args, texts["cached"]):
+            if case in found["cases"]:
+                continue
+            found["cases"][case] = compile_it()
+            args.out.write_text(json.dumps(found, indent=1) + "\n")
+            print(case, "done", flush=True)
 
 
 if __name__ == "__main__":
