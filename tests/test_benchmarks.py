@@ -274,8 +274,8 @@ def test_the_table_of_a_search_tells_all_that_was_tried_and_marks_the_best(monke
     start = "| L/16 | v5e-64 | 2048 | dots | 4 x 16 | "
     assert start + "yes | 4.00 | 15.2 | 10,267 | **0.24** | 0.28 |" in text
     assert start + "**no** | 4.00 | 15.2 | 10,267 | 0.50 | 0.28 |" in text
-    told = pods.settings_section({"cases": {"train.gather=step": tried(2048, True, 0.23)}})
-    assert "| `train.gather=step` | 4.00 | 15.2 | 10,267 | 0.23 | 0.28 |" in told
+    told = pods.settings_section({"cases": {"L/16, train.gather=step": tried(2048, True, 0.23)}})
+    assert "| L/16 | `train.gather=step` | 4.00 | 15.2 | 10,267 | 0.23 | 0.28 |" in told
     assert text.count("**0.") == 1 and "| 3 | refused | - | - | - | - | - |" in text
 
 
