@@ -45,6 +45,7 @@ SIZES = {
     "g/16": ("size=L", {"encoder.variant": "g", "predictor.depth": "16"}),
 }
 TOPOLOGIES = ("v5e-64", "v5e-256", "v5p-128", "v6e-64")
+KINDS = ("all-gather", "reduce-scatter", "all-reduce")
 # What is changed on v5e-64 with the best that the search found.
 BEST = ("train.remat", "full")
 OTHERS = (
@@ -163,8 +164,9 @@ def table(found: dict[str, Any]) -> str:
     """The results as Markdown."""
     head = (
         "size", "on", "remat", "fits", "GiB a device", "memory left", "state", "temporaries",
-        "FLOPs, compiled / model", "all-gather, all-reduce GB", "compute, memory, network ms",
-        "bound: images/s", "MFU", "chip-hours", "estimate: images/s", "MFU", "of cycles alone",
+        "FLOPs, compiled / model", "all-gather, reduce-scatter, all-reduce GB",
+        "compute, memory, network ms", "bound: images/s", "MFU", "chip-hours",
+        "estimate: images/s", "MFU", "of cycles alone",
     )  # fmt: skip
     rows = [head, ("---",) * len(head)]
     for case, one in found["cases"].items():
@@ -196,12 +198,13 @@ def search_section(found: dict[str, Any]) -> str:
                 rows.append((size, topology, str(one["batch_size"]), one["remat"],
                              str(one["fsdp"]), "refused", *("-",) * 5))  # fmt: skip
                 continue
-            network = 1e3 * one["seconds_at_peak"]["network"] if one["seconds_at_peak"] else 0.0
+            peak = one["seconds_at_peak"]  # of what does not fit: empty
+            network = f"{1e3 * peak['network']:.1f}" if peak else "-"
             row = (
                 size, topology, str(one["batch_size"]), one["remat"],
                 f"{one['mesh']['data']} x {one['mesh']['fsdp']}",
                 "yes" if one["fits"] else "**no**",
-                f"{one['bytes_per_device']['total'] / GIB:.2f}", f"{network:.1f}",
+                f"{one['bytes_per_device']['total'] / GIB:.2f}", network,
                 *_told(one["estimate"]),
             )  # fmt: skip
             first = one in fitting and one["estimate"]["mfu"] == best
@@ -248,7 +251,7 @@ def _cells(one: dict[str, Any]) -> tuple[str, ...]:
         return (*cells, *("-",) * 9)
     ratio = one["flops"]["compiler"] / one["flops"]["analytic"]
     estimate = one.get("estimate")  # of cases compiled before there was one: none
-    kinds = (one["collectives"].get(kind, {"bytes": 0}) for kind in ("all-gather", "all-reduce"))
+    kinds = (one["collectives"].get(kind, {"bytes": 0}) for kind in KINDS)
     gathered = ", ".join(f"{kind['bytes'] / 1e9:.2f}" for kind in kinds)
     peaks = ", ".join(f"{1e3 * value:.1f}" for value in one["seconds_at_peak"].values())
     speed, told = _speed(bound), _told(estimate)
