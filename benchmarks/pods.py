@@ -73,7 +73,8 @@ length of training. Hours are of 600 epochs of ImageNet-1k, of H/14 300. Compile
 computed again. Of collectives the bytes of results on each device are counted. Bold is what breaks
 a rule: 15 % of a device's memory are left, compiled and model FLOPs differ by 5 % at most. The
 estimate is the compiler's static count of cycles and after them the network at its peak, nothing
-overlapping; "of cycles alone" is its MFU if communication cost nothing.
+overlapping; "of cycles alone" is its MFU if communication cost nothing. A dash stands for what is
+not known: of a step that does not fit, or that was compiled before bytes were counted as they are.
 
     python benchmarks/pods.py --out benchmarks/pods.json
     python benchmarks/pods.py --out benchmarks/pods.json --report launch/pods.md
@@ -89,7 +90,8 @@ FOUND = """
 
 `jepa-vl compile --search` from the same settings: what the backward pass keeps, then how many
 devices share parameters (of data x fsdp), then twice the batch, each from the best so far by the
-estimate. In bold the best at a global batch of 2048.
+estimate. In bold the best at a global batch of 2048. L/16 on v6e-64 was stopped after four; g/16,
+and H/14 on v6e-64, have not been searched.
 
     python benchmarks/pods.py --search --out benchmarks/results/pod_search.json
 """
