@@ -159,7 +159,7 @@ class Program:
                 seen[kind].add(mark)
                 group, share = group_size(operation.rest), 1
                 if name.startswith("all-reduce-scatter"):  # so XLA:TPU writes a reduce-scatter
-                    kind, share = "reduce-scatter", group
+                    kind, share = "reduce-scatter", max(group, 1)
                 key = kind, group
                 parts = operation.out
                 if operation.kind.endswith("-start") and len(parts) > 1:  # (operands, results, ...)
