@@ -268,18 +268,16 @@ def section(found: dict[str, Any]) -> str:
 def table(found: dict[str, Any]) -> str:
     """Levers, and where the milliseconds of the parts as they are lie; Markdown."""
     head = ("lever", "part", "ms a layer", "beside", "HBM GB a layer", "temporaries GiB")
-    rows = [head, ("---",) * len(head)]
+    rows, places = [], []
     for case, one in found["cases"].items():
         name, part = case.split(" | ")
         times = 4 if name.startswith("8 images") else 1
         own = times * one["milliseconds"] / LAYERS[part]
-        beside = found["cases"][f"{one.get('beside', AS_IT_IS)} | {part}"]
+        beside = found["cases"][f"{AS_IT_IS} | {part}"]
         share = own / (beside["milliseconds"] / LAYERS[part]) - 1
         moved = times * one["bytes_moved"] / LAYERS[part] / 1e9
         temporaries = f"{one['temporaries'] / pods.GIB:.2f}"
         rows.append((name, part, f"{own:.2f}", f"{share:+.0%}", f"{moved:.2f}", temporaries))
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    lines += ["", "| where | part | forward, recomputed, backward: ms a layer |", "|---|---|---|"]
     for part, layers in LAYERS.items():
         case = f"{AS_IT_IS} | {part}"
         scopes = found["cases"][case]["scopes"] if case in found["cases"] else {}
@@ -289,8 +287,9 @@ def table(found: dict[str, Any]) -> str:
                 for way in ("forward", "recomputed", "backward")
             ]
             if sum(times):
-                lines.append(f"| {place} | {part} | {', '.join(f'{t:.2f}' for t in times)} |")
-    return "\n".join(lines) + "\n"
+                places.append((place, part, ", ".join(f"{t:.2f}" for t in times)))
+    where = ("where", "part", "forward, recomputed, backward: ms a layer")
+    return "\n".join([*pods.markdown(head, rows), "", *pods.markdown(where, places), ""])
 
 
 def main() -> None:

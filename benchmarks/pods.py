@@ -15,7 +15,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ SIZES = {
     "g/16": ("size=L", {"encoder.variant": "g", "predictor.depth": "16"}),
 }
 TOPOLOGIES = ("v5e-64", "v5e-256", "v5p-128", "v6e-64")
+OF_STEPS = ("network ms", "estimate: images/s", "MFU", "of cycles alone")
 KINDS = ("all-gather", "reduce-scatter", "all-reduce")
 # What is changed on v5e-64 with the best that the search found.
 BEST = ("train.remat", "full")
@@ -90,8 +91,7 @@ FOUND = """
 
 `jepa-vl compile --search` from the same settings: what the backward pass keeps, then how many
 devices share parameters (of data x fsdp), then twice the batch, each from the best so far by the
-estimate. In bold the best at a global batch of 2048. L/16 on v6e-64 was stopped after four; g/16,
-and H/14 on v6e-64, have not been searched.
+estimate. In bold the best at a global batch of 2048.
 
     python benchmarks/pods.py --search --out benchmarks/results/pod_search.json
 """
@@ -168,107 +168,101 @@ def table(found: dict[str, Any]) -> str:
         "size", "on", "remat", "fits", "GiB a device", "memory left", "state", "temporaries",
         "FLOPs, compiled / model", "all-gather, reduce-scatter, all-reduce GB",
         "compute, memory, network ms", "bound: images/s", "MFU", "chip-hours",
-        "estimate: images/s", "MFU", "of cycles alone",
+        *OF_STEPS[1:],
     )  # fmt: skip
-    rows = [head, ("---",) * len(head)]
-    for case, one in found["cases"].items():
-        size, topology = case.split(" on ")
-        rows.append((size, topology, one["remat"], *_cells(one)))
-    lines = [INTRO.format(**found["versions"])]
-    lines += ["| " + " | ".join(row) + " |" for row in rows]
-    lines += ["", CAPTIONS]
-    lines += ["| size | cached embeddings | T5-base in each step | its captions packed |"]
-    lines += ["|---|---|---|---|"]
-    for size, share in found["extra_flops"].items():
-        lines.append(
-            f"| {size} | +{share['cached']:.1%} | +{share['t5']:.1%} | +{share['packed']:.1%} |"
-        )
-    return "\n".join(lines) + "\n"
+    rows = [
+        (*case.split(" on "), one["remat"], *_cells(one)) for case, one in found["cases"].items()
+    ]
+    captions = ("size", "cached embeddings", "T5-base in each step", "its captions packed")
+    shares = [
+        (size, *(f"+{share[name]:.1%}" for name in ("cached", "t5", "packed")))
+        for size, share in found["extra_flops"].items()
+    ]
+    intro = INTRO.format(**found["versions"])
+    return "\n".join([intro, *markdown(head, rows), "", CAPTIONS, *markdown(captions, shares), ""])
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table."""
+    return ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)]
 
 
 def search_section(found: dict[str, Any]) -> str:
     """Of the report: all that searches tried, and the best of each."""
-    head = ("size", "on", "batch", "remat", "data x fsdp", "fits", "GiB a device",
-            "network ms", "estimate: images/s", "MFU", "of cycles alone")  # fmt: skip
-    rows = [head, ("---",) * len(head)]
+    head = ("size", "on", "batch", "remat", "data x fsdp", "fits", "GiB a device", *OF_STEPS)
+    rows = []
     for case, tried in found["cases"].items():
         fitting = [t for t in tried if t.get("fits") and t["batch_size"] == tried[0]["batch_size"]]
-        best = max((t["estimate"]["mfu"] for t in fitting), default=None)
+        best = max(fitting, key=lambda t: t["estimate"]["mfu"], default=None)
         for one in tried:
-            size, topology = case.split(" on ")
+            way = (*case.split(" on "), str(one["batch_size"]), one["remat"])
             if "refused" in one:
-                rows.append((size, topology, str(one["batch_size"]), one["remat"],
-                             str(one["fsdp"]), "refused", *("-",) * 5))  # fmt: skip
+                rows.append((*way, str(one["fsdp"]), "refused", *("-",) * 5))
                 continue
-            peak = one["seconds_at_peak"]  # of what does not fit: empty
-            network = f"{1e3 * peak['network']:.1f}" if peak else "-"
-            row = (
-                size, topology, str(one["batch_size"]), one["remat"],
-                f"{one['mesh']['data']} x {one['mesh']['fsdp']}",
-                "yes" if one["fits"] else "**no**",
-                f"{one['bytes_per_device']['total'] / GIB:.2f}", network,
-                *_told(one["estimate"]),
-            )  # fmt: skip
-            first = one in fitting and one["estimate"]["mfu"] == best
-            rows.append((*row[:-2], f"**{row[-2]}**", row[-1]) if first else row)
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([FOUND, *lines]) + "\n"
+            network, images, mfu, alone = _step(one)
+            rows.append((
+                *way, f"{one['mesh']['data']} x {one['mesh']['fsdp']}", _fits(one), _total(one),
+                network, images, _ruled(mfu, one is not best), alone,
+            ))  # fmt: skip
+    names = (f"{size} on {topology}" for topology in ON_SEARCHED for size in SEARCHED)
+    missing = ", ".join(name for name in names if name not in found["cases"])
+    lines = [
+        FOUND,
+        *markdown(head, rows),
+        *(["", f"Not searched yet: {missing}."] if missing else []),
+    ]
+    return "\n".join([*lines, ""])
 
 
 def settings_section(found: dict[str, Any]) -> str:
     """Of the report: one step with other settings."""
-    head = (
-        "size",
-        "setting",
-        "GiB a device",
-        "network ms",
-        "estimate: images/s",
-        "MFU",
-        "of cycles alone",
-    )
-    rows = [head, ("---",) * len(head)]
+    rows = []
     for name, one in found["cases"].items():
-        network = f"{1e3 * one['seconds_at_peak']['network']:.1f}"
-        total = f"{one['bytes_per_device']['total'] / GIB:.2f}"
         size, setting = name.split(", ")
-        rows.append((size, f"`{setting}`", total, network, *_told(one["estimate"])))
-    return "\n".join([OF_A_STEP, *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"
+        rows.append((size, f"`{setting}`", _total(one), *_step(one)))
+    head = ("size", "setting", "GiB a device", *OF_STEPS)
+    return "\n".join([OF_A_STEP, *markdown(head, rows), ""])
 
 
 def _cells(one: dict[str, Any]) -> tuple[str, ...]:
     memory, bound = one["bytes_per_device"], one["bound"]
     state = sum(memory[name] for name in ("params", "target", "optimizer"))
     left = 1 - memory["total"] / one["hbm_per_device"]
-    total, kept, temporaries = (
-        f"{size / GIB:.2f}" for size in (memory["total"], state, memory["temporaries"])
-    )
-    cells = (
-        "yes" if one["fits"] else "**no**",
-        total,
-        _ruled(f"{left:.0%}", left >= ROOM),
-        kept,
-        temporaries,
-    )
+    kept, temporaries = (f"{size / GIB:.2f}" for size in (state, memory["temporaries"]))
+    room = _ruled(f"{left:.0%}", left >= ROOM)
+    cells = (_fits(one), _total(one), room, kept, temporaries)
     if bound is None:
         return (*cells, *("-",) * 9)
     ratio = one["flops"]["compiler"] / one["flops"]["analytic"]
-    estimate = one.get("estimate")  # of cases compiled before there was one: none
     kinds = (one["collectives"].get(kind, {"bytes": 0}) for kind in KINDS)
     gathered = ", ".join(f"{kind['bytes'] / 1e9:.2f}" for kind in kinds)
     peaks = ", ".join(f"{1e3 * value:.1f}" for value in one["seconds_at_peak"].values())
-    speed, told = _speed(bound), _told(estimate)
     hours = f"{bound['chip_hours']:,.0f}"
     agrees = _ruled(f"{ratio:.3f}", abs(ratio - 1) <= AGREES)
-    return (*cells, agrees, gathered, peaks, *speed, hours, *told)
+    return (*cells, agrees, gathered, peaks, *_speed(bound), hours, *_told(one["estimate"]))
+
+
+def _fits(one: dict[str, Any]) -> str:
+    return _ruled("yes" if one["fits"] else "no", one["fits"])
+
+
+def _total(one: dict[str, Any]) -> str:
+    return f"{one['bytes_per_device']['total'] / GIB:.2f}"
+
+
+def _step(one: dict[str, Any]) -> tuple[str, str, str, str]:
+    """What :data:`OF_STEPS` names; of what does not fit nothing is known."""
+    peak = one["seconds_at_peak"]
+    return (f"{1e3 * peak['network']:.1f}" if peak else "-", *_told(one["estimate"]))
 
 
 def _ruled(cell: str, holds: bool) -> str:
-    """Bold where a rule is broken."""
+    """Bold where a rule is broken, or what is to be seen."""
     return cell if holds else f"**{cell}**"
 
 
 def _told(estimate: dict[str, float] | None) -> tuple[str, str, str]:
-    """Of chips without a clock: nothing."""
+    """Of what does not fit, and of chips without a clock: nothing."""
     if estimate is None:
         return "-", "-", "-"
     return (*_speed(estimate), f"{estimate['mfu_of_cycles']:.2f}")
@@ -287,16 +281,12 @@ def cases(args: argparse.Namespace, text: dict[str, str]) -> Iterator[tuple[str,
             values = overrides | text | dict([BEST, (name, value)])
             yield f"{size}, {setting}", functools.partial(ask, argument, values, "v5e-64")
         return
-    sizes = SEARCHED if args.search else tuple(SIZES)
-    for topology, size in itertools.product(TOPOLOGIES, sizes):
-        if topology not in (args.on or (ON_SEARCHED if args.search else TOPOLOGIES)):
-            continue
+    sizes, on = (SEARCHED, ON_SEARCHED) if args.search else (tuple(SIZES), TOPOLOGIES)
+    way, words = (ask, ["--search"]) if args.search else (compiled, [])
+    for topology, size in itertools.product(args.on or on, sizes):
         argument, overrides = SIZES[size]
-        values = overrides | text, topology
-        way = functools.partial(ask, argument, *values, "--search")
-        if not args.search:
-            way = functools.partial(compiled, argument, *values)
-        yield f"{size} on {topology}", way
+        compile_it = functools.partial(way, argument, overrides | text, topology, *words)
+        yield f"{size} on {topology}", compile_it
 
 
 def main() -> None:

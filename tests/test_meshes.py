@@ -41,8 +41,13 @@ def gradients(bench):
 
 @functools.cache
 def run(method, shape):
-    bench = Bench(config_of(method, shape), devices=int(np.prod(shape)))
-    feed = feed_of(method)
+    return five_steps(config_of(method, shape), int(np.prod(shape)))
+
+
+def five_steps(config, devices):
+    """Gradients of the first and metrics of all."""
+    bench = Bench(config, devices=devices)
+    feed = feed_of(config.objective)
     metrics = bench.run(feed[:1])
     first = gradients(bench)
     return first, metrics + bench.run(feed[1:])
@@ -82,17 +87,6 @@ def test_the_cross_modal_loss_is_that_of_the_whole_batch_on_a_mesh():
         assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=1e-5)
 
 
-def assert_equal_on_a_mesh(config):
-    """Gradients and losses of five steps on eight devices equal those of one."""
-    method = config.objective
-    wanted, one = run(method, (1, 1, 1))
-    bench = Bench(config, devices=8)
-    many = bench.run(feed_of(method)[:1])
-    found = gradients(bench)
-    many += bench.run(feed_of(method)[1:])
-    assert_equal(found, many, wanted, one)
-
-
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -105,7 +99,8 @@ def assert_equal_on_a_mesh(config):
 )
 def test_gathering_all_kernels_once_leaves_the_numbers_as_they_are(overrides):
     sizes = {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2, "train.gather": "step"}
-    assert_equal_on_a_mesh(tiny(objective="tcjepa", **(sizes | overrides)))
+    config = tiny(objective="tcjepa", **(sizes | overrides))
+    assert_equal(*five_steps(config, 8), *run("tcjepa", (1, 1, 1)))
 
 
 def compiled(**overrides):
