@@ -75,7 +75,7 @@ computed again. Of collectives the bytes of results on each device are counted. 
 a rule: 15 % of a device's memory are left, compiled and model FLOPs differ by 5 % at most. The
 estimate is the compiler's static count of cycles and after them the network at its peak, nothing
 overlapping; "of cycles alone" is its MFU if communication cost nothing. A dash stands for what is
-not known: of a step that does not fit, or that was compiled before bytes were counted as they are.
+not known of a step that does not fit.
 
     python benchmarks/pods.py --out benchmarks/pods.json
     python benchmarks/pods.py --out benchmarks/pods.json --report launch/pods.md
