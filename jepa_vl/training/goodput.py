@@ -15,7 +15,7 @@ import jax
 # Each with what it holds.
 PARTS = {
     "init": "opening data and state, starting workers, the first batch",
-    "compile": "of the training step",
+    "compile": "the first step, and what of compiling it had to be waited for",
     "data_wait": "the host taking a batch and handing it to the devices, which may be busy then",
     "step": "starting steps and waiting for them",
     "checkpoint": "what a save holds up; most of it goes on in the background",

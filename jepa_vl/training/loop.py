@@ -11,7 +11,7 @@ from jepa_vl.config import Config, ConfigError, config_hash
 from jepa_vl.data import faults, pipeline, sources
 from jepa_vl.evaluators import features, progress
 from jepa_vl.evaluators.subject import Model
-from jepa_vl.training import compile_cache, data_health, distributed, flops, online, result
+from jepa_vl.training import ahead, compile_cache, data_health, distributed, flops, online, result
 from jepa_vl.training import state as train_state
 from jepa_vl.training.checkpoint import SCORE, provenance
 from jepa_vl.training.console import SILENT, Reporter
@@ -92,6 +92,7 @@ class Run:
             self.state = self.keeper.change_batch(self.state)
             self.save(self.start)
             self.keeper.insist(lambda: self.save(self.start), self.start)
+        self.compiled = ahead.compile_step(self.step, self.state, self.frozen, self.spec, mesh)
         self._greet()
         if distributed.leads():
             write_json(self.workdir / "config.json", self.meta | {"began": self.clock.began})
@@ -269,6 +270,7 @@ class Run:
                         prove.batch(batch)
                         batch = to_device(batch, self.mesh)
                     with clock.part("compile" if first else "step"), jax.set_mesh(self.mesh):
+                        self.compiled.result()
                         self.state, metrics = self.step(self.state, self.frozen, batch)
                 clock.enter("other")
                 self.done = step
